@@ -1,0 +1,1 @@
+"""Measurements shown to people: plots, tables, reports."""

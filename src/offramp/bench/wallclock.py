@@ -1,0 +1,58 @@
+"""Wall clock of settings against each other: interleaved rounds, medians, spread.
+
+Layers saved are not seconds saved; this measures the seconds. Rounds are interleaved so that a machine that slows
+down or warms up does so for all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from offramp.engine.units import Finished, Unit
+from offramp.errors import KnobError
+from offramp.inputs.tokens import Encoded
+from offramp.pipeline import Classifier, Setting
+
+__all__ = ["Timing", "run_encoded", "time_settings"]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one setting, a number a round."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Median over rounds."""
+        return float(np.median(self.seconds))
+
+
+def run_encoded(classifier: Classifier, encoded: Sequence[Encoded], setting: Setting) -> list[Finished]:
+    """Answer encoded texts, in their order; tokenisation is not part of it."""
+    units = (Unit(number, item) for number, item in enumerate(encoded))
+    return list(classifier.engine(setting).run_in_order(units, setting.knobs, chunk=4096))
+
+
+def time_settings(
+    classifier: Classifier, encoded: Sequence[Encoded], settings: Mapping[str, Setting], *, rounds: int = 3
+) -> dict[str, Timing]:
+    """Time settings on the same texts, interleaved, after one round that is not counted.
+
+    Raises:
+        KnobError: fewer than one round.
+    """
+    if rounds < 1:
+        raise KnobError(f"there must be at least one round, not {rounds}")
+    seconds: dict[str, list[float]] = {name: [] for name in settings}
+    for round_ in range(rounds + 1):
+        for name, setting in settings.items():
+            start = time.perf_counter()
+            run_encoded(classifier, encoded, setting)
+            if round_:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: Timing(tuple(values)) for name, values in seconds.items()}

@@ -1,0 +1,520 @@
+"""Every criterion on one trace, scored on rows that no knob was chosen on.
+
+Rows are halved at random, many times. On each half every knob (and lambda) is chosen, and what was chosen is scored
+on the other half, in both directions: so every split gives every row an answer from knobs that never saw its label.
+Candidate thresholds lie between the scores of *all* rows; no label is used for that.
+
+Everything is a matrix product: candidates x rows (what would be said) times rows x splits (who is in which half).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.calibration.sweep import candidates
+from offramp.criteria import make
+from offramp.criteria.base import Scored
+from offramp.errors import DataError, KnobError
+from offramp.traces.curves import knob_grid, mean_score, oracle, resamples, thresholds
+from offramp.traces.replay import exits_at, replay, running_minimum, scores
+from offramp.traces.tally import Tally, make_tally
+from offramp.traces.trace import Trace
+
+__all__ = ["CURVE_TARGETS", "FORMAT", "compare"]
+
+FORMAT = 1
+"""Number of the result's form."""
+
+CURVE_TARGETS = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 16.0, 24.0)
+"""Layer speed-ups at which the plotted curves have points, as far as the model goes."""
+
+Floats = NDArray[np.float64]
+LEVEL = 0.95
+_GRID = 300  # thresholds a criterion and setting
+_EXAMPLES = 8
+
+
+def compare(
+    trace: Trace,
+    *,
+    targets: Sequence[float] = (1.5, 2.0, 3.0, 4.0),
+    splits: int = 50,
+    seed: int = 0,
+    resamples: int = 1000,
+    metric: str | None = None,
+) -> dict[str, Any]:
+    """The table behind ``offramp compare``.
+
+    Args:
+        trace: with labels, of rows that were not trained on.
+        targets: layer speed-ups.
+        splits: random halvings.
+        seed: of the halvings and of the bootstrap.
+        resamples: bootstrap resamples.
+        metric: by default the task's main one. Metrics that are no mean over rows (F1, Matthews, Pearson) take longer,
+            in proportion to the number of classes.
+
+    Returns:
+        JSON-able. Scores are fractions (0.9, not 90). An *interval* is a 95 % percentile bootstrap over rows of the
+        split-averaged result, ``[low, high]``; a *gap* is ``{"mean", "interval"}`` of a paired difference::
+
+            format, n, splits, seed, resamples, level, metric, problem_type, num_layers, layers [E], targets,
+            baseline (name of the row that gaps are taken against), runtime, batch_size, dtype, model, versions,
+            full_depth   {score, interval, metrics}
+            exits        one for each static exit: {layer, layer_speedup, score, interval, metrics}
+            oracle       {score, layer_speedup, metrics, shares [E]}, or None for regression
+            rows         one for each contender: {name, criterion, label, areas, area, cells, curve}
+                area     mean score over layer fractions 1/L..1 (``curves.area``), on rows not chosen on
+                areas    [{settings, area}]: the same for each setting by itself
+                cells    one for each target: None where the row does not reach it in every half, or
+                    {target, score, interval, layer_speedup (of the rows scored), shares [E] (who leaves where),
+                     knobs (median of those chosen), settings (chosen most often),
+                     against_baseline (gap), against_full_depth (gap)}
+                curve    cells at CURVE_TARGETS, without gaps, shares, knobs and settings
+            histogram    {target, shares: {row name: [E] or None}} at 2x (the first target where 2 is none)
+            examples     {easiest, hardest}: rows as {index, layer, label, answer, right}, by the baseline at
+                         the histogram's target; other than single-label: both empty
+
+    Raises:
+        DataError: no labels, or fewer than four items.
+        KnobError: a target below 1, or no splits or resamples.
+        UnsupportedError: a metric that is not there.
+    """
+    if any(not target >= 1 for target in targets) or splits < 1 or resamples < 1:
+        raise KnobError("targets must be layer speed-ups of 1 or more, and there must be a split and a resample")
+    tally = make_tally(trace)
+    if len(trace.lengths) < 4:
+        raise DataError(f"a comparison halves the data, and {len(trace.lengths)} rows are too few: record more")
+    bench = _Bench(trace, tally, tally.check(metric), splits, seed, resamples)
+    shown = 2.0 if 2.0 in targets or not targets else float(targets[0])
+    curve_targets = [t for t in CURVE_TARGETS if t <= trace.num_layers / int(trace.layers[0])]
+    contenders = _contenders(bench)
+    results = {c.name: _results(bench, c, {*targets, *curve_targets, shown}) for c in contenders}
+    baseline = "entropy" if "entropy" in results else "static"
+    return {
+        "format": FORMAT,
+        **_about(bench),
+        "targets": [float(target) for target in targets],
+        "baseline": baseline,
+        "full_depth": bench.answer(trace.logits[-1]),
+        "exits": _static(bench),
+        "oracle": _oracle(bench),
+        "rows": [
+            {
+                "name": contender.name,
+                "criterion": contender.criterion,
+                "label": contender.label,
+                **_areas(bench, contender),
+                "cells": [_cell(bench, results[contender.name][t], results[baseline][t]) for t in targets],
+                "curve": [point for t in curve_targets if (point := _point(results[contender.name][t]))],
+            }
+            for contender in contenders
+        ],
+        "histogram": {"target": shown, "shares": {name: _shares(found[shown]) for name, found in results.items()}},
+        "examples": _examples(bench, results[baseline][shown]),
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class _Bench:
+    """What all rows of the table share: trace, halves, resamples."""
+
+    trace: Trace
+    tally: Tally
+    metric: str
+    splits: int
+    seed: int
+    resamples: int
+
+    @cached_property
+    def item_of_unit(self) -> NDArray[np.int64]:
+        """[U]: tokens of one text are never parted."""
+        return np.repeat(np.arange(len(self.trace.lengths)), np.diff(self.trace.offsets))
+
+    @cached_property
+    def halves(self) -> NDArray[np.bool_]:
+        """[U, splits]: who is in the first half."""
+        rng = np.random.default_rng(self.seed)
+        items = len(self.trace.lengths)
+        halves = np.zeros((items, self.splits), dtype=bool)
+        for split in range(self.splits):
+            halves[rng.permutation(items)[: items // 2], split] = True
+        return halves[self.item_of_unit]
+
+    @cached_property
+    def sides(self) -> NDArray[np.float64]:
+        """[U, 2 * splits]: ones for the first halves, then for the second."""
+        return np.concatenate([self.halves, ~self.halves], axis=1).astype(np.float64)
+
+    @cached_property
+    def is_mean(self) -> bool:
+        """The metric is a mean over rows."""
+        return self.tally.means(self.trace.logits[-1], self.metric) is not None
+
+    def features(self, answers: NDArray[Any]) -> Floats:
+        """[U, S] that add up to the metric; S = 1 where it is a mean."""
+        means = self.tally.means(answers, self.metric)
+        return self.tally.features(answers) if means is None else means[:, None]
+
+    def value(self, sums: Floats, count: Floats | float) -> Floats:
+        """Metric of sums [..., S] over so many units."""
+        return sums[..., 0] / count if self.is_mean else self.tally.metrics(sums)[self.metric]
+
+    @cached_property
+    def drawn(self) -> list[NDArray[Any]]:
+        """Bootstrap: how often each item was drawn, [r, N] at a time."""
+        items = len(self.trace.lengths)
+        # Small tables stay as products need them; large ones as bytes (nothing is drawn more than 255 times).
+        kind = np.float32 if items * self.resamples < 5e7 else np.uint8
+        return [counts.astype(kind) for counts in resamples(items, self.resamples, self.seed + 1)]
+
+    def by_item(self, values: Floats) -> Floats:
+        """Sums over each item's units: [U, K] -> [N, K]."""
+        if self.trace.num_units == len(self.trace.lengths):
+            return values
+        running = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(values, axis=0)])
+        result: Floats = np.diff(running[self.trace.offsets], axis=0)
+        return result
+
+    def samples(self, features: Floats) -> Floats:
+        """Bootstrap samples [R] of the metric, averaged over splits: features [splits, U, S]."""
+        if self.is_mean:
+            features = features.mean(axis=0, keepdims=True)
+        split, units, width = features.shape
+        # Means bear single precision; moments, of which large parts cancel, do not.
+        exact: type[np.floating[Any]] = np.float32 if self.is_mean else np.float64
+        flat = self.by_item(features.transpose(1, 0, 2).reshape(units, split * width)).astype(exact)
+        per_item = np.diff(self.trace.offsets).astype(exact)
+        found = []
+        for drawn in self.drawn:
+            weights = drawn.astype(exact, copy=False)
+            sums = (weights @ flat).astype(np.float64).reshape(len(drawn), split, width)
+            found.append(self.value(sums, (weights @ per_item)[:, None].astype(np.float64)).mean(axis=1))
+        return np.concatenate(found)
+
+    @cached_property
+    def full(self) -> tuple[float, Floats]:
+        """Full depth: score, and its bootstrap samples [R]."""
+        features = self.features(self.trace.logits[-1])
+        return float(self.value(features.sum(0), len(features))), self.samples(features[None])
+
+    def answer(self, answers: NDArray[Any]) -> dict[str, Any]:
+        """Score, interval and metrics of answers [U, C] that took no choice."""
+        features = self.features(answers)
+        return {
+            "score": float(self.value(features.sum(0), len(features))),
+            "interval": _interval(self.samples(features[None])),
+            "metrics": self.tally.measure(answers),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class _Contender:
+    """A row of the table: P candidates (settings and knobs), and what each of them would do with every unit."""
+
+    name: str
+    criterion: str
+    label: str
+    settings: list[dict[str, Any]]
+    """Of each group of candidates."""
+    group: NDArray[np.int64]
+    """[P]: which settings."""
+    knobs: list[dict[str, float]]
+    """[P]."""
+    exits: NDArray[np.uint8]
+    """[P, U]."""
+    features: Callable[[int], Floats]
+    """Candidate -> [U, S]."""
+    scored: Floats
+    """[P, 2 * splits]: the metric on each half."""
+    fraction: Floats
+    """[P, 2 * splits]: the layer fraction on each half."""
+
+
+def _contenders(bench: _Bench) -> list[_Contender]:
+    found = []
+    for name, settings in candidates(bench.trace):
+        label = make(name, **settings[0]).summary
+        if name == "depth":
+            found.append(_enter(bench, "static", name, "every text leaves at the same exit", settings))
+            continue
+        found.append(_enter(bench, name, name, label, settings))
+        if len(settings) > 1:  # a row of its own for the default, so that choosing is seen to help or not
+            plain = [s for s in settings if make(name, **s) == make(name, problem_type=bench.trace.problem_type)]
+            for one in plain:
+                shown = ", ".join(f"{k} {v:g}" for k, v in one.items() if k != "problem_type")
+                found.append(_enter(bench, f"{name} ({shown})", name, label, [one]))
+    order = {name: place for place, name in enumerate(("entropy", "confidence", "patience", "dr", "edr"))}
+    # The usual ones first, new criteria after them, the static exits last.
+    return sorted(found, key=lambda c: (c.name == "static", order.get(c.criterion, len(order))))
+
+
+def _enter(bench: _Bench, name: str, criterion: str, label: str, settings: list[dict[str, Any]]) -> _Contender:
+    trace = bench.trace
+    table = np.stack([bench.features(logits) for logits in trace.logits])  # [E, U, S]
+    units = np.arange(trace.num_units)
+    knobs: list[dict[str, float]] = []
+    group: list[int] = []
+    exits: list[NDArray[np.uint8]] = []
+    own: list[Floats | None] = []
+    for number, one in enumerate(settings):
+        rule = make(criterion, **one)
+        if isinstance(rule, Scored):
+            doubt = scores(trace, rule)
+            values = thresholds(running_minimum(doubt), rule.knobs["threshold"], max_points=_GRID)
+            points = [{"threshold": float(value)} for value in values]
+            left: list[NDArray[np.uint8]] = list(exits_at(doubt, values).astype(np.uint8))
+            answers: list[Floats | None] = [None] * len(points)
+        else:
+            points = knob_grid(trace, rule)
+            outcomes = [replay(trace, rule, dict(point)) for point in points]
+            left = [outcome.exits.astype(np.uint8) for outcome in outcomes]
+            answers = [bench.features(outcome.answers) for outcome in outcomes]
+        knobs += points
+        group += [number] * len(points)
+        exits += left
+        own += answers
+
+    where = np.stack(exits)
+
+    def features(candidate: int) -> Floats:
+        mine = own[candidate]
+        result: Floats = table[where[candidate], units] if mine is None else mine
+        return result
+
+    scored, fraction = _halved(bench, where, features)
+    return _Contender(name, criterion, label, settings, np.array(group), knobs, where, features, scored, fraction)
+
+
+def _halved(bench: _Bench, exits: NDArray[np.uint8], features: Callable[[int], Floats]) -> tuple[Floats, Floats]:
+    """Metric and layer fraction of every candidate on every half: [P, 2 * splits] each."""
+    counts = bench.sides.sum(axis=0)
+    scored, fraction = [], []
+    step = 64
+    for start in range(0, len(exits), step):
+        some = range(start, min(start + step, len(exits)))
+        rows = np.stack([features(candidate) for candidate in some])  # [p, U, S]
+        p, units, width = rows.shape
+        sums = rows.transpose(0, 2, 1).reshape(p * width, units) @ bench.sides
+        scored.append(bench.value(sums.reshape(p, width, -1).transpose(0, 2, 1), counts))
+        layers = bench.trace.layers[exits[start : start + step]].astype(np.float64)
+        fraction.append(layers @ bench.sides / (counts * bench.trace.num_layers))
+    return np.concatenate(scored), np.concatenate(fraction)
+
+
+def _choice(contender: _Contender, target: float) -> NDArray[np.int64] | None:
+    """[2 * splits]: on each half the best candidate that is fast enough, the fastest of equals; None: not reached."""
+    fast = contender.fraction <= 1 / target + 1e-12
+    if not fast.any(axis=0).all():
+        return None
+    score = np.where(fast, contender.scored, -np.inf)
+    best = score == score.max(axis=0)
+    result: NDArray[np.int64] = np.where(best, contender.fraction, np.inf).argmin(axis=0)
+    return result
+
+
+def _unseen(bench: _Bench, contender: _Contender, chosen: NDArray[np.int64]) -> tuple[Floats, NDArray[np.uint8]]:
+    """What knobs chosen on the other half do with every unit: features [splits, U, S], exits [splits, U]."""
+    known = {int(candidate): contender.features(int(candidate)) for candidate in np.unique(chosen)}
+    features, exits = [], []
+    for split in range(bench.splits):
+        first = bench.halves[:, split]
+        on_first, on_second = int(chosen[split]), int(chosen[bench.splits + split])
+        features.append(np.where(first[:, None], known[on_second], known[on_first]))
+        exits.append(np.where(first, contender.exits[on_second], contender.exits[on_first]))
+    return np.stack(features), np.stack(exits)
+
+
+@dataclass(frozen=True, eq=False)
+class _Result:
+    """A row of the table at one target."""
+
+    target: float
+    score: float
+    samples: Floats
+    """[R] bootstrap samples of the score."""
+    layer_speedup: float
+    shares: list[float]
+    exits: NDArray[np.int64]
+    """[U]: median over splits."""
+    chosen: dict[str, Any]
+
+
+def _results(bench: _Bench, contender: _Contender, targets: Iterable[float]) -> dict[float, _Result | None]:
+    """Target -> result, or None where it is not reached."""
+    return {target: _result(bench, contender, target) for target in targets}
+
+
+def _result(bench: _Bench, contender: _Contender, target: float) -> _Result | None:
+    chosen = _choice(contender, target)
+    if chosen is None:
+        return None
+    features, exits = _unseen(bench, contender, chosen)
+    values = bench.value(features.sum(axis=1), features.shape[1])
+    return _Result(
+        target=float(target),
+        score=float(values.mean()),
+        samples=bench.samples(features),
+        layer_speedup=bench.trace.num_layers / float(bench.trace.layers[exits].mean()),
+        shares=_counted(bench, exits),
+        exits=np.rint(np.median(exits, axis=0)).astype(np.int64),
+        chosen=_chosen(contender, chosen),
+    )
+
+
+def _point(result: _Result | None) -> dict[str, Any] | None:
+    if result is None:
+        return None
+    return {
+        "target": result.target,
+        "score": result.score,
+        "interval": _interval(result.samples),
+        "layer_speedup": result.layer_speedup,
+    }
+
+
+def _cell(bench: _Bench, result: _Result | None, reference: _Result | None) -> dict[str, Any] | None:
+    point = _point(result)
+    if result is None or point is None:
+        return None
+    full_score, full_samples = bench.full
+    return {
+        **point,
+        "shares": result.shares,
+        **result.chosen,
+        "against_baseline": None if reference is None else _gap(result, reference.score, reference.samples),
+        "against_full_depth": _gap(result, full_score, full_samples),
+    }
+
+
+def _gap(result: _Result, score: float, samples: Floats) -> dict[str, Any]:
+    """A paired difference: the same rows were drawn for both."""
+    return {"mean": result.score - score, "interval": _interval(result.samples - samples)}
+
+
+def _chosen(contender: _Contender, chosen: NDArray[np.int64]) -> dict[str, Any]:
+    """The settings chosen most often, and the median knobs where they were."""
+    groups = contender.group[chosen]
+    often = int(np.bincount(groups).argmax())
+    knobs = [contender.knobs[int(candidate)] for candidate in chosen[groups == often]]
+    return {
+        "settings": dict(contender.settings[often]),
+        "knobs": {name: float(np.median([knob[name] for knob in knobs])) for name in knobs[0]},
+    }
+
+
+def _areas(bench: _Bench, contender: _Contender) -> dict[str, Any]:
+    """Areas of each of the settings, and of those chosen by their area on the other half."""
+    trace, counts = bench.trace, bench.sides.sum(axis=0)
+    low = float(trace.layers[0]) / trace.num_layers
+    ends_logits = (trace.logits[0], trace.logits[-1])
+    first, last = (bench.value((bench.features(logits).T @ bench.sides).T, counts) for logits in ends_logits)
+    table = np.empty((len(contender.settings), len(counts)))
+    for number, side in np.ndindex(table.shape):
+        mine = contender.group == number
+        ends = ((low, float(first[side])), (1.0, float(last[side])))
+        table[number, side] = mean_score(contender.fraction[mine, side], contender.scored[mine, side], ends)
+    other = np.roll(np.arange(len(counts)), bench.splits)
+    pairs = zip(contender.settings, table.mean(axis=1), strict=True)
+    return {
+        "area": float(table[table.argmax(axis=0), other].mean()),
+        "areas": [{"settings": dict(settings), "area": float(value)} for settings, value in pairs],
+    }
+
+
+def _shares(result: _Result | None) -> list[float] | None:
+    return None if result is None else result.shares
+
+
+def _counted(bench: _Bench, exits: NDArray[Any]) -> list[float]:
+    """Share of units that leave at each exit."""
+    counts = np.bincount(exits.ravel(), minlength=bench.trace.num_exits)
+    return [float(share) for share in counts / exits.size]
+
+
+def _interval(samples: Floats) -> list[float]:
+    low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return [float(low), float(high)]
+
+
+def _static(bench: _Bench) -> list[dict[str, Any]]:
+    depth = bench.trace.num_layers
+    return [
+        {"layer": int(layer), "layer_speedup": depth / int(layer), **bench.answer(logits)}
+        for layer, logits in zip(bench.trace.layers, bench.trace.logits, strict=True)
+    ]
+
+
+def _oracle(bench: _Bench) -> dict[str, Any] | None:
+    if bench.trace.problem_type == "regression":
+        return None
+    outcome = oracle(bench.trace)
+    features = bench.features(outcome.answers)
+    return {
+        "score": float(bench.value(features.sum(0), len(features))),
+        "layer_speedup": bench.trace.num_layers / float(bench.trace.layers[outcome.exits].mean()),
+        "metrics": bench.tally.measure(outcome.answers),
+        "shares": _counted(bench, outcome.exits),
+    }
+
+
+def _examples(bench: _Bench, result: _Result | None) -> dict[str, list[dict[str, Any]]]:
+    """Texts that leave first and are clearest, and those that stay longest and are furthest from right."""
+    trace = bench.trace
+    if trace.problem_type != "single_label_classification" or result is None:
+        return {"easiest": [], "hardest": []}
+    exits, units = result.exits, np.arange(trace.num_units)
+    answers = trace.logits[exits, units]
+    labels = trace.labels_known()
+    others = np.where(np.arange(answers.shape[1]) == labels[:, None], -np.inf, answers).max(axis=1)
+    margin = answers[units, labels] - others
+    order = np.lexsort((-margin, exits))
+
+    def shown(unit: int) -> dict[str, Any]:
+        answer = int(answers[unit].argmax())
+        return {
+            "index": int(unit),
+            "layer": int(trace.layers[exits[unit]]),
+            "label": trace.id2label.get(int(labels[unit]), str(int(labels[unit]))),
+            "answer": trace.id2label.get(answer, str(answer)),
+            "right": answer == int(labels[unit]),
+        }
+
+    count = min(_EXAMPLES, trace.num_units // 2)
+    return {
+        "easiest": [shown(unit) for unit in order[:count]],
+        "hardest": [shown(unit) for unit in order[::-1][:count]],
+    }
+
+
+def _about(bench: _Bench) -> Mapping[str, Any]:
+    trace = bench.trace
+    return {
+        "n": trace.num_units,
+        "splits": bench.splits,
+        "seed": bench.seed,
+        "resamples": bench.resamples,
+        "level": LEVEL,
+        "metric": bench.metric,
+        "problem_type": trace.problem_type,
+        "num_layers": trace.num_layers,
+        "layers": [int(layer) for layer in trace.layers],
+        "runtime": trace.runtime,
+        "batch_size": trace.batch_size,
+        "dtype": trace.dtype,
+        "model": trace.model,
+        "versions": {"offramp": _offramp_version(), "numpy": version("numpy")},
+    }
+
+
+def _offramp_version() -> str:
+    import offramp
+
+    return offramp.__version__

@@ -1,0 +1,102 @@
+"""Operating points: a criterion with its knobs fixed, and what was measured there. No model, no trace, only JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from offramp.errors import RunError
+from offramp.traces.files import write_atomically
+
+__all__ = ["FILE", "FORMAT", "OperatingPoint", "read_points", "write_points"]
+
+FORMAT = 1
+"""Number of the format written here; a file of a higher number is refused."""
+
+FILE = "operating_points.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatingPoint:
+    """A criterion with its knobs fixed. ``offramp.criteria.make(point.criterion, **point.settings)`` makes it."""
+
+    name: str
+    criterion: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What the criterion is made with, ``problem_type`` among it."""
+    knobs: dict[str, float] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
+    """On the data it was chosen on: metric, score, full_depth_score, layer_speedup, layer_fraction,
+    token_layer_fraction, n, metrics (all of them by name)."""
+    chosen_on: str = ""
+    """Which data, in words."""
+    promise: dict[str, Any] | None = None
+    """A guarantee (risk, confidence, how), where calibration gave one."""
+    runtime: str = ""
+    batch_size: int = 1
+    data_hash: str | None = None
+    """Hash of the rows it was chosen on."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in a run folder."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> OperatingPoint:
+        """The inverse of ``to_json``.
+
+        Raises:
+            RunError: it is no operating point, or has entries that this offramp does not know.
+        """
+        if not isinstance(value, dict):
+            raise RunError(f"an operating point must be a JSON object, not {value!r}")
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(value) - known):
+            raise RunError(
+                f"operating point {value.get('name')!r} has entries that this offramp does not know "
+                f"({', '.join(unknown)}): upgrade offramp, it was written by a newer one"
+            )
+        if missing := {"name", "criterion"} - set(value):
+            raise RunError(f"an operating point lacks {', '.join(sorted(missing))}: run `offramp calibrate` again")
+        wrong = [key for key in ("settings", "knobs", "measured") if not isinstance(value.get(key, {}), dict)]
+        if wrong:
+            raise RunError(f"{wrong[0]} of operating point {value['name']!r} must be a JSON object")
+        return cls(**value)
+
+
+def write_points(folder: Path | str, points: Iterable[OperatingPoint]) -> None:
+    """Write ``operating_points.json`` of a run folder, whole or not at all; the first point is the default.
+
+    Raises:
+        RunError: two points have one name.
+        OSError: the folder cannot be written to.
+    """
+    listed = [point.to_json() for point in points]
+    names = [point["name"] for point in listed]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise RunError(f"two operating points are called {twice[0]!r}: give each its own name")
+    text = json.dumps({"format": FORMAT, "points": listed}, indent=2, ensure_ascii=False)
+    write_atomically(Path(folder) / FILE, (text + "\n").encode())
+
+
+def read_points(folder: Path | str) -> list[OperatingPoint]:
+    """The operating points of a run folder; none where it has no ``operating_points.json``.
+
+    Raises:
+        RunError: the file is damaged, or was written by a newer offramp.
+    """
+    path = Path(folder) / FILE
+    if not path.exists():
+        return []
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise RunError(f"{path} is damaged ({error}): run `offramp calibrate` again") from None
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+        raise RunError(f"{path} does not hold operating points: run `offramp calibrate` again")
+    if content["format"] > FORMAT:
+        raise RunError(f"{path} has format {content['format']}, this offramp reads up to {FORMAT}: upgrade it")
+    return [OperatingPoint.from_json(point) for point in content.get("points", [])]

@@ -1,0 +1,121 @@
+"""``offramp compare``: every criterion on one trace, scored on rows that no knob was chosen on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from offramp.cli import app
+from offramp.cli.common import (
+    BatchSize,
+    Columns,
+    Device,
+    Dtype,
+    Json,
+    LabelColumn,
+    RunFolder,
+    RuntimeName,
+    console,
+    print_json,
+    show,
+    split_columns,
+)  # fmt: skip
+from offramp.errors import KnobError
+from offramp.inputs.tokens import Text
+from offramp.traces.trace import Trace
+
+TARGETS = (1.5, 2.0, 3.0, 4.0)
+
+
+@app.command()
+def compare(
+    run: RunFolder,
+    data: Annotated[str | None, typer.Option(help="Labelled file, folder (its dev part) or hub name.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="A trace that `offramp record` wrote, instead of --data.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for table, plot and report; by default compare/NAME in the run folder.")
+    ] = None,
+    targets: Annotated[str, typer.Option(help="Layer speed-ups, joined by commas.")] = "1.5,2,3,4",
+    splits: Annotated[
+        int, typer.Option(help="Random halvings: knobs chosen on one half, scored on the other.", min=1)
+    ] = 50,
+    resamples: Annotated[int, typer.Option(help="Bootstrap resamples behind each interval.", min=1)] = 1000,
+    seed: Annotated[int, typer.Option(help="Of halvings and bootstrap.")] = 0,
+    metric: Annotated[
+        str | None, typer.Option(help="accuracy, f1, matthews, ...; by default the task's main one.")
+    ] = None,
+    text_columns: Columns = None,
+    label_column: LabelColumn = None,
+    batch_size: BatchSize = 32,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    runtime: RuntimeName = None,
+    as_json: Json = False,
+) -> None:
+    """Compare exit criteria: table, JSON, plot and a self-contained HTML report."""
+    from offramp.cli.recording import record_data, trace_name
+    from offramp.run import Run
+    from offramp.traces.store import load_trace
+
+    if (data is None) == (trace is None):
+        raise KnobError("give --data to record and compare, or --trace for one that is recorded")
+    Run.open(run)
+    texts: Sequence[Text] | None = None
+    if data is not None:
+        recorded, texts = record_data(
+            run, data, text_columns=split_columns(text_columns), label_column=label_column, need_labels=True,
+            batch_size=batch_size, device=device, dtype=dtype, runtime=runtime,
+        )  # fmt: skip
+        name = trace_name(data)
+    else:
+        assert trace is not None
+        recorded, name = load_trace(trace), trace.stem
+    folder = out or run / "compare" / name
+    result = write_comparison(
+        recorded, folder, texts=texts, targets=_targets(targets), splits=splits, resamples=resamples, seed=seed,
+        metric=metric, title=name,
+    )  # fmt: skip
+    if as_json:
+        print_json(result)
+        return
+    from offramp.bench.report import as_table
+
+    show(as_table(result))
+    console().print(f"\nWrote {folder}/compare.json, compare.png and report.html")
+
+
+def write_comparison(
+    trace: Trace,
+    folder: Path,
+    *,
+    texts: Sequence[Text] | None,
+    title: str,
+    targets: Sequence[float] = TARGETS,
+    splits: int = 50,
+    resamples: int = 1000,
+    seed: int = 0,
+    metric: str | None = None,
+) -> dict[str, Any]:
+    """Compare on a trace; write compare.json, compare.png and report.html into a folder; return the result."""
+    from offramp.bench.plots import save_png
+    from offramp.bench.provenance import write_result
+    from offramp.bench.report import save_report
+    from offramp.calibration.compare import compare as run_comparison
+
+    result = run_comparison(trace, targets=targets, splits=splits, seed=seed, resamples=resamples, metric=metric)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_result(folder / "compare.json", result)
+    save_png(result, folder / "compare.png", title=title)
+    shown = None if texts is None else [text if isinstance(text, str) else " | ".join(text) for text in texts]
+    save_report(result, folder / "report.html", title=title, texts=shown)
+    return result
+
+
+def _targets(given: str) -> list[float]:
+    try:
+        return [float(word) for word in given.split(",")]
+    except ValueError:
+        raise KnobError(f"--targets takes layer speed-ups joined by commas, such as 1.5,2,3, not {given!r}") from None

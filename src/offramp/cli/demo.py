@@ -1,0 +1,176 @@
+"""``offramp demo``: the whole story on packaged data, in minutes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from offramp.cli import app
+from offramp.cli.common import console, quiet_transformers, show
+from offramp.errors import DataError, require
+
+# One pass more costs about a minute on two cores; docs/training.md has the numbers.
+EPOCHS = 3
+LEARNING_RATE = 1e-4
+MAX_LENGTH = 64
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("runs/demo"),
+    model: Annotated[str | None, typer.Option(help="An encoder, instead of the packaged one.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder with train, checkpoint, choose and report .jsonl, instead of the packaged reviews."),
+    ] = None,
+    epochs: Annotated[float, typer.Option(help="Passes over the training sentences.")] = EPOCHS,
+    seed: Annotated[int, typer.Option(help="Of split and training.")] = 42,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Train again where the run folder exists.")] = False,
+) -> None:
+    """Train DE3-BERT on review sentences, compare criteria, and measure what early exit is worth."""
+    require("torch", extra="train")
+    require("transformers", extra="train")
+    require("matplotlib", extra="plots")
+    quiet_transformers()
+    say = console()
+    say.print("[bold]1. Data[/bold]")
+    parts = _parts(say, data, seed, out)
+    say.print("\n[bold]2. Training[/bold]  DE3-BERT: an exit after every layer, with class prototypes")
+    _train(say, out, model, parts, epochs=epochs, seed=seed, fresh=fresh)
+    say.print("\n[bold]3. Choosing an operating point[/bold] on the part called choose")
+    _choose(say, out, parts)
+    say.print("\n[bold]4. Criteria side by side[/bold] on the part called report: knobs chosen on one half, scored on")
+    say.print("   the other, mean over 50 splits; intervals are 95 %")
+    _compare(out, parts)
+    say.print("\n[bold]5. What it is worth[/bold] on the part called report, which nothing was chosen on")
+    _measure(say, out, parts)
+    _next_steps(say, out)
+
+
+def _parts(say: Console, data: Path | None, seed: int, out: Path) -> dict[str, Path]:
+    """Files of the four parts; the counts are printed."""
+    from offramp.demo.packages import cache_folder, review_sentences
+    from offramp.demo.reviews import PARTS, read_reviews, split_by_film, write_parts
+
+    if data is not None:
+        paths = {name: data / f"{name}.jsonl" for name in PARTS}
+        absent = [path.name for path in paths.values() if not path.is_file()]
+        if absent:
+            raise DataError(f"{data} lacks {', '.join(absent)}: the demo needs four parts, {', '.join(PARTS)}")
+        return paths
+    split = split_by_film(read_reviews(review_sentences(say=say.print)), seed=seed)
+    for name, part in split.counts.items():
+        labels = ", ".join(f"{count} {label}" for label, count in part.labels.items())
+        say.print(f"   {name:<11}{part.sentences:>6} sentences of {part.films:>3} films ({labels})")
+    say.print(f"   Split by film; {split.repeated} repeated sentences left out.")
+    return write_parts(split, cache_folder() / f"reviews-{seed}")
+
+
+def _train(
+    say: Console, out: Path, model: str | None, parts: dict[str, Path], *, epochs: float, seed: int, fresh: bool
+) -> None:
+    from offramp.demo.packages import sentence_encoder
+    from offramp.errors import RunError
+    from offramp.run import Run
+    from offramp.training.train import Plan, train
+
+    if not fresh:
+        try:
+            Run.open(out)
+        except RunError:
+            pass  # nothing usable there: train
+        else:
+            say.print(f"   {out} is trained already; --fresh trains again.")
+            return
+    encoder = model or str(sentence_encoder(say=say.print))
+    interrupted = out.with_name(out.name + ".training").is_dir() and not fresh
+    train(
+        Plan(
+            model=encoder,
+            data=str(parts["train"]),
+            dev=str(parts["checkpoint"]),
+            out=out,
+            max_length=MAX_LENGTH,
+            resume=interrupted,
+            arguments={"num_train_epochs": epochs, "learning_rate": LEARNING_RATE, "seed": seed},
+        )
+    )
+
+
+def _choose(say: Console, out: Path, parts: dict[str, Path]) -> None:
+    """The fastest criterion and threshold within half a point of full depth becomes the run's default point."""
+    from offramp.calibration.points import write_points
+    from offramp.calibration.sweep import candidates, choose
+    from offramp.cli.recording import record_data
+    from offramp.criteria import make
+
+    trace, _ = record_data(out, str(parts["choose"]), need_labels=True)
+    points = [
+        choose(trace, make(name, **settings), max_drop=0.5, name="default", chosen_on="the demo's choose part")
+        for name, grid in candidates(trace)
+        if name != "depth"
+        for settings in grid
+    ]
+    best = max(points, key=lambda point: float(point.measured["layer_speedup"]))
+    write_points(out, [best])
+    lam = f", lambda {best.settings['lam']:g}" if "lam" in best.settings else ""
+    say.print(
+        f"   Fastest within half a point of full depth: {best.criterion}{lam} with "
+        + ", ".join(f"{name} {value:.3g}" for name, value in best.knobs.items())
+        + f" ({best.measured['layer_speedup']:.2f}x fewer layers on {best.measured['n']} sentences)"
+    )
+
+
+def _compare(out: Path, parts: dict[str, Path]) -> None:
+    from offramp.bench.report import as_table
+    from offramp.cli.compare import write_comparison
+    from offramp.cli.recording import record_data
+    from offramp.traces.store import save_trace
+
+    trace, texts = record_data(out, str(parts["report"]), need_labels=True)
+    save_trace(trace, out / "traces" / "report")
+    show(as_table(write_comparison(trace, out / "compare", texts=texts, title="Review sentences")))
+
+
+def _measure(say: Console, out: Path, parts: dict[str, Path]) -> None:
+    from offramp.bench.evaluate import evaluate
+    from offramp.bench.provenance import write_result
+    from offramp.pipeline import load
+    from offramp.training.data import load_examples
+
+    classifier = load(out)
+    examples = load_examples(str(parts["report"]), classifier.task)
+    assert examples.labels is not None
+    result = evaluate(classifier, examples.texts, examples.labels, classifier.setting())
+    write_result(out / "evaluation.json", result)
+    say.print(_sentence(result))
+
+
+def _sentence(result: dict[str, Any]) -> str:
+    shares = list(result["exits"].items())
+    half = len(shares) // 2
+    early = sum(share for _, share in shares[:half])
+    full = result["full_depth"]["accuracy"]
+    return (
+        f"   accuracy            {100 * result['accuracy']:.1f} % with early exit, {100 * full:.1f} % at full depth\n"
+        f"   layer speed-up      {result['layer_speedup']:.2f}x (mean layers executed)\n"
+        f"   wall-clock speed-up {result['wall_clock_speedup']:.2f}x (same engine, batch {result['batch_size']}, "
+        "interleaved, median of 3 rounds)\n"
+        f"   Of {result['n']} sentences {round(early * result['n'])} left by layer {shares[half - 1][0]}."
+    )
+
+
+def _next_steps(say: Console, out: Path) -> None:
+    here = f".venv{os.sep}bin{os.sep}offramp" if Path(".venv/bin/offramp").exists() else "offramp"
+    say.print(
+        f"\nSaved: {out} (model, traces, {out}/compare/report.html, {out}/compare/compare.png)\n\n"
+        "[bold]Try next[/bold]\n"
+        f'   {here} inspect {out} "a gem of a film, warm and funny"\n'
+        f'   {here} inspect {out} "not without its charms, but it never quite comes together"\n'
+        f'   {here} predict {out} "a gem" "neither here nor there"\n'
+        f"   {here} train --model MODEL --data YOUR_DATA --out runs/yours"
+    )

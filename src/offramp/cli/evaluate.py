@@ -1,0 +1,84 @@
+"""``offramp evaluate``: accuracy, layers saved and seconds saved on labelled data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from offramp.cli import app
+from offramp.cli.common import (
+    BatchSize,
+    Columns,
+    Device,
+    Dtype,
+    FullDepth,
+    Json,
+    LabelColumn,
+    MaxLayers,
+    RunFolder,
+    RuntimeName,
+    Speedup,
+    Threshold,
+    console,
+    print_json,
+    quiet_transformers,
+    show,
+    split_columns,
+)  # fmt: skip
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    data: Annotated[str, typer.Option(help="Labelled file, folder (its dev part) or hub name.")],
+    threshold: Threshold = None,
+    speedup: Speedup = None,
+    max_layers: MaxLayers = None,
+    full_depth: FullDepth = False,
+    rounds: Annotated[int, typer.Option(help="Rounds of the clock against full depth; 0: none.", min=0)] = 3,
+    text_columns: Columns = None,
+    label_column: LabelColumn = None,
+    batch_size: BatchSize = 32,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    runtime: RuntimeName = None,
+    as_json: Json = False,
+) -> None:
+    """Measure an operating point: scores, layer speed-up, and wall-clock speed-up against full depth."""
+    from offramp.bench.evaluate import evaluate as measure
+    from offramp.pipeline import load
+    from offramp.runtimes import check_installed
+    from offramp.training.data import load_examples
+
+    check_installed(runtime)
+    quiet_transformers()
+    classifier = load(run, runtime=runtime, device=device, dtype=dtype, batch_size=batch_size)
+    setting = classifier.setting(threshold=threshold, speedup=speedup, max_layers=max_layers, full_depth=full_depth)
+    examples = load_examples(data, classifier.task, text_columns=split_columns(text_columns), label_column=label_column)
+    assert examples.labels is not None  # load_examples needs labels unless told otherwise
+    result = measure(classifier, examples.texts, examples.labels, setting, rounds=rounds)
+    if as_json:
+        print_json(result)
+    else:
+        _print(result)
+
+
+def _print(result: dict[str, Any]) -> None:
+    metric = result["metric"]
+    table = Table("", "early exit", "full depth", box=None)
+    for name, value in result["full_depth"].items():
+        table.add_row(name, f"{100 * result[name]:.2f}", f"{100 * value:.2f}")
+    table.add_row("layer speed-up", f"{result['layer_speedup']:.2f}x", "1.00x")
+    if result["wall_clock_speedup"] is not None:
+        table.add_row("wall-clock speed-up", f"{result['wall_clock_speedup']:.2f}x", "1.00x")
+    show(table)
+    leaving = "  ".join(f"{layer}: {100 * share:.0f}%" for layer, share in result["exits"].items())
+    point = result["operating_point"]
+    console().print(
+        f"\n{result['n']} texts, batch {result['batch_size']}, {result['runtime']}; {metric} decides.\n"
+        f"Left after layer  {leaving}\n"
+        f"Leaves by {point['criterion']} ({point['origin']}): "
+        + ", ".join(f"{name} {value:.4g}" for name, value in point["knobs"].items())
+    )

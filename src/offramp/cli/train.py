@@ -1,0 +1,120 @@
+"""``offramp train``: data and an encoder to a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from offramp.cli import app
+from offramp.cli.common import Columns, LabelColumn, console, parse_settings, quiet_transformers, split_columns
+from offramp.errors import KnobError, require
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    epilog="Any argument of transformers' Trainer may follow by its own name: --num_train_epochs 8, "
+    "--learning_rate 3e-5, --per_device_train_batch_size 16, --seed 1, --gradient_accumulation_steps 2, ...",
+)
+def train(
+    context: typer.Context,
+    model: Annotated[str, typer.Option(help="Folder or hub name of an encoder.")],
+    data: Annotated[str, typer.Option(help="Folder with train and dev files, one file (split 90/10), or a hub name.")],
+    out: Annotated[Path, typer.Option(help="Run folder to write.")],
+    recipe: Annotated[str, typer.Option(help="Method: see `offramp recipes`.")] = "de3bert",
+    dev: Annotated[str | None, typer.Option(help="File of dev rows.")] = None,
+    text_columns: Columns = None,
+    label_column: LabelColumn = None,
+    problem_type: Annotated[
+        str | None,
+        typer.Option(help="single_label_classification, multi_label_classification or regression; else inferred."),
+    ] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="Change the recipe: head.width=64, objective.form=hinge, ...")
+    ] = None,
+    exits: Annotated[
+        str | None, typer.Option(help="Layers with an exit, such as 2,4,6; by default every layer.")
+    ] = None,
+    pooling: Annotated[
+        str | None, typer.Option(help="cls, mean or backbone; by default as the encoder was pretrained.")
+    ] = None,
+    shared_head: Annotated[bool, typer.Option("--shared-head", help="One head for all early exits.")] = False,
+    last_exit: Annotated[
+        str, typer.Option(help="model (its own head, whole) or head (one like the others).")
+    ] = "model",
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens read of a text; by default the model's limit, at most 512.")
+    ] = None,
+    max_train_samples: Annotated[int | None, typer.Option(help="Train on so many rows, drawn by seed.", min=2)] = None,
+    head_learning_rate: Annotated[float | None, typer.Option(help="Of the exits; by default the encoder's.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,
+    max_drop: Annotated[float, typer.Option(help="Points the default operating point may lose on dev.", min=0)] = 0.5,
+) -> None:
+    """Train an early-exit classifier and write a run folder with a default operating point."""
+    require("torch", extra="train")
+    require("transformers", extra="train")
+    from offramp.training.train import Plan
+    from offramp.training.train import train as run_training
+
+    quiet_transformers()
+    arguments = _trainer_arguments(context.args)
+    if head_learning_rate is not None:
+        arguments["head_learning_rate"] = head_learning_rate
+    run = run_training(
+        Plan(
+            model=model,
+            data=data,
+            out=out,
+            recipe=recipe,
+            dev=dev,
+            text_columns=split_columns(text_columns),
+            label_column=label_column,
+            problem_type=problem_type,  # type: ignore[arg-type]  # load_data refuses what is none
+            settings=parse_settings(setting),
+            exits=_layers(exits),
+            pooling=pooling,  # type: ignore[arg-type]  # ExitSettings refuses what is none
+            shared=shared_head,
+            last_exit=last_exit,  # type: ignore[arg-type]
+            max_length=max_length,
+            max_train_samples=max_train_samples,
+            arguments=arguments,
+            resume=resume,
+            max_drop=max_drop,
+        )
+    )
+    if run.config:  # only the first of several processes has written it
+        from offramp.calibration.points import read_points
+
+        point = read_points(run.folder)[0]
+        measured = point.measured
+        console().print(
+            f"Saved {run.folder}. Default operating point ({point.criterion}): {measured['metric']} "
+            f"{100 * measured['score']:.1f} on dev against {100 * measured['full_depth_score']:.1f} at full depth, "
+            f"layer speed-up {measured['layer_speedup']:.2f}x.\n"
+            f'Next: offramp predict {run.folder} "a text"   |   offramp compare {run.folder} --data {data}'
+        )
+
+
+def _layers(exits: str | None) -> tuple[int, ...] | None:
+    if exits is None:
+        return None
+    try:
+        return tuple(int(layer) for layer in exits.split(","))
+    except ValueError:
+        raise KnobError(f"--exits takes layer numbers joined by commas, such as 2,4,6, not {exits!r}") from None
+
+
+def _trainer_arguments(words: list[str]) -> dict[str, Any]:
+    """``["--num-train-epochs", "8", "--fp16"]`` to ``{"num_train_epochs": "8", "fp16": True}``."""
+    arguments: dict[str, Any] = {}
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            raise KnobError(f"{word!r} belongs to no option: texts and folders are given with --data and --out")
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            value = words.pop(0) if words and not words[0].startswith("--") else "true"
+        arguments[name.replace("-", "_")] = value
+    return arguments

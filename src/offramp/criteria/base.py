@@ -1,0 +1,125 @@
+"""What a criterion is: a rule that says, exit by exit, who leaves.
+
+A criterion is a frozen dataclass of *settings* (fixed when an operating point is made) whose *knobs* (settable per
+request) arrive with every call. It keeps nothing: state goes in and comes back. The same ``step`` serves live
+traffic and replays a trace, on numpy and torch arrays alike.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from array_api_compat import array_namespace
+
+from offramp.errors import KnobError, UnsupportedError
+from offramp.types import Array, Decision, ExitOutput, Knobs, ProblemType, Stage, State
+
+__all__ = ["Criterion", "Knob", "Scored"]
+
+
+@dataclass(frozen=True)
+class Knob:
+    """A number that a request may set."""
+
+    default: float
+    low: float
+    high: float
+    faster: Literal["up", "down"]
+    """Direction in which units leave earlier (never later): the knob is monotone."""
+    integer: bool = False
+
+    def check(self, name: str, value: float) -> None:
+        """Raise KnobError where the value is outside the knob's range (or is no number)."""
+        if not self.low <= value <= self.high:
+            raise KnobError(f"{name} must be between {self.low:g} and {self.high:g}, not {value!r}")
+        if self.integer and value != int(value):
+            raise KnobError(f"{name} must be a whole number, not {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Criterion(ABC):
+    """Who leaves. Subclasses are final; tweak by wrapping."""
+
+    problem_type: ProblemType = "single_label_classification"
+
+    name: ClassVar[str]
+    """Name on the command line and in operating points."""
+    summary: ClassVar[str]
+    """One line for people."""
+    serves: ClassVar[frozenset[ProblemType]]
+    """Problem types it is defined for."""
+    knobs: ClassVar[Mapping[str, Knob]]
+    """What a request may set."""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Names of the extras it reads from an exit's output."""
+
+    def __post_init__(self) -> None:
+        if self.problem_type not in self.serves:
+            raise UnsupportedError(
+                f"criterion {self.name!r} is not defined for {self.problem_type}: "
+                f"it serves {', '.join(sorted(self.serves))}; `offramp compare` lists those that fit"
+            )
+
+    @abstractmethod
+    def start(self, units: Array) -> State:
+        """State of units that have passed no exit yet. ``units``: any array whose first axis is the unit."""
+
+    @abstractmethod
+    def step(self, stage: Stage, output: ExitOutput, state: State, knobs: Knobs) -> tuple[Decision, State]:
+        """Decide at one exit.
+
+        Args:
+            stage: where the units are; at ``stage.is_last`` the engine lets everyone leave whatever is decided.
+            output: logits [B, C] and extras.
+            state: of these units, as ``start`` or the step before returned it.
+            knobs: name -> [B].
+
+        Returns:
+            The decision, and the state of *all* B units (the engine keeps those that stay).
+
+        Raises:
+            UnsupportedError: the exit does not give an extra that the criterion needs.
+        """
+
+    def extra(self, output: ExitOutput, name: str) -> Array:
+        """An extra of an exit's output, or an error that says what is missing."""
+        if name not in output.extras:
+            raise UnsupportedError(
+                f"criterion {self.name!r} needs {name!r} at every exit, and this model's exits do not give it: "
+                "train with a recipe that does (`--recipe de3bert` gives distances), or choose another criterion"
+            )
+        return output.extras[name]
+
+
+class Scored(Criterion):
+    """A criterion that leaves where one number falls below a threshold: ``score < threshold``.
+
+    The score is memoryless, so a whole trace is scored once and every threshold is read off it. Lower scores are
+    surer; a score is never NaN.
+    """
+
+    @abstractmethod
+    def score(self, output: ExitOutput) -> Array:
+        """[B]: how unsure this exit is."""
+
+    def start(self, units: Array) -> State:
+        return {}
+
+    def step(self, stage: Stage, output: ExitOutput, state: State, knobs: Knobs) -> tuple[Decision, State]:
+        return Decision(self.score(output) < knobs["threshold"], output.logits), state
+
+
+def log_softmax(logits: Array) -> Array:
+    """[B, C] -> [B, C], safe for any finite logits."""
+    xp = array_namespace(logits)
+    shifted = logits - xp.max(logits, axis=-1, keepdims=True)
+    return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
+
+
+def log_sigmoid(logits: Array) -> Array:
+    """Elementwise log of the logistic function, safe for any finite logit."""
+    xp = array_namespace(logits)
+    return xp.minimum(logits, xp.zeros_like(logits)) - xp.log1p(xp.exp(-xp.abs(logits)))

@@ -1,0 +1,44 @@
+"""Confidence: leave where the largest probability is high.
+
+Kaya et al., "Shallow-Deep Networks", ICML 2019; Schwartz et al., "The Right Tool for the Job", ACL 2020. The score is
+the *doubt* 1 - max p, so that, as for every scored criterion, lower is surer and a higher threshold is faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from array_api_compat import array_namespace
+
+from offramp.criteria.base import Knob, Scored, log_sigmoid, log_softmax
+from offramp.types import Array, ExitOutput, ProblemType
+
+__all__ = ["Confidence"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confidence(Scored):
+    """Leave where 1 - max p < threshold; multi-label: max over labels of min(p, 1 - p)."""
+
+    name: ClassVar[str] = "confidence"
+    summary: ClassVar[str] = "largest probability is high (doubt 1 - max p is low)"
+    serves: ClassVar[frozenset[ProblemType]] = frozenset({"single_label_classification", "multi_label_classification"})
+    knobs: ClassVar[Mapping[str, Knob]] = {"threshold": Knob(0.1, 0.0, 1.01, faster="up")}
+
+    def score(self, output: ExitOutput) -> Array:
+        xp = array_namespace(output.logits)
+        if self.problem_type == "multi_label_classification":
+            return xp.max(xp.exp(log_sigmoid(-xp.abs(output.logits))), axis=-1)
+        # Sum the other probabilities instead of subtracting from 1: no cancellation near certainty.
+        p = xp.exp(log_softmax(output.logits))
+        top = xp.argmax(output.logits, axis=-1, keepdims=True)
+        others = xp.arange(p.shape[-1], dtype=top.dtype, device=_device(p)) != top
+        return xp.sum(xp.where(others, p, xp.zeros_like(p)), axis=-1)
+
+
+def _device(array: Array) -> object:
+    from array_api_compat import device
+
+    return device(array)

@@ -1,0 +1,352 @@
+"""The engine: a state machine without a clock. Units go in, steps are taken, finished units come out.
+
+``predict`` is a loop around it, a server is another. It knows a runtime only through ``embed``, ``run``, ``exit`` and
+what it declares, and a criterion through ``start`` and ``step``; which batch runs when is the scheduler's business.
+
+What the host needs to know of a row (its id, length, cap) is kept in numpy beside the runtime's arrays, so that
+one stage costs one transfer: who leaves, and with which answer.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from array_api_compat import array_namespace, device
+
+from offramp.criteria.base import Criterion
+from offramp.engine.scheduler import Scheduler, Work
+from offramp.engine.units import Finished, KnobsFor, Unit, check_fits, decide, resolve_knobs, to_host
+from offramp.errors import DataError, KnobError, OfframpError
+from offramp.inputs.batching import pad
+from offramp.inputs.packing import keep, merge, trim
+from offramp.runtimes.base import Runtime
+from offramp.types import Array, Batch, Decision, Knobs, Stage, State
+
+__all__ = ["Counts", "Engine"]
+
+_Int = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """What has been run, per stage. Each [stages] int64."""
+
+    batches: _Int
+    rows: _Int
+    tokens: _Int
+    """Without padding."""
+    padded_tokens: _Int
+    """Positions computed, padding included."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Rows before one stage. Every field has the row as its first axis."""
+
+    ids: _Int
+    lengths: _Int
+    caps: npt.NDArray[np.float64]
+    """Knob ``max_layers``."""
+    hidden: Array
+    batch: Batch
+    state: State
+    knobs: Knobs
+    memory: Mapping[str, Array] = field(default_factory=dict)
+
+
+class Engine:
+    """Runs a model with exits.
+
+    Args:
+        runtime: the model.
+        criterion: who leaves.
+        pad_token: token id that stands for padding (never read by a runtime that goes by lengths).
+        max_rows: most rows in a batch.
+        max_tokens: most positions in a batch, padding included; a longer text goes alone. None: no limit.
+        patience_steps: how many steps parked rows may be passed over (see ``scheduler``): less is fairer, more is
+            fuller batches.
+        waste: most positions computed per real token in a batch.
+
+    Raises:
+        UnsupportedError: the criterion does not fit the runtime's model.
+        KnobError: a setting outside what it may be.
+
+    Attributes:
+        counts: batches, rows and tokens run at each stage so far.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        criterion: Criterion,
+        *,
+        pad_token: int,
+        max_rows: int = 32,
+        max_tokens: int | None = None,
+        patience_steps: int = 64,
+        waste: float = 1.5,
+    ) -> None:
+        check_fits(criterion, runtime.info)
+        self._runtime, self._criterion, self._pad_token, self._max_rows = runtime, criterion, pad_token, max_rows
+        self._stages = runtime.info.stages
+        self._scheduler = Scheduler(
+            len(self._stages), max_rows=max_rows, max_tokens=max_tokens, patience_steps=patience_steps, waste=waste
+        )
+        self._inputs: dict[int, tuple[Unit, Mapping[str, float]]] = {}
+        self._parked: list[list[_Rows]] = [[] for _ in self._stages]
+        self._token_types: bool | None = None
+        self.counts = Counts(*(np.zeros(len(self._stages), dtype=np.int64) for _ in range(4)))
+
+    @property
+    def busy(self) -> bool:
+        """Units are waiting or parked: there is something for ``step`` to do."""
+        return len(self._scheduler) > 0
+
+    @property
+    def waiting(self) -> int:
+        """Units that have not entered the first layer."""
+        return self._scheduler.waiting
+
+    @property
+    def in_flight(self) -> int:
+        """Units parked between stages: at most (stages - 1) x (max_rows - 1) + max_rows after any step."""
+        return len(self._scheduler) - self._scheduler.waiting
+
+    def add(self, units: Sequence[Unit], knobs: KnobsFor = None) -> None:
+        """Take units in. Nothing is computed yet, and nothing is taken where any of them is refused.
+
+        Args:
+            units: with ids that no unit in the engine has.
+            knobs: one mapping for all, or one for each. The criterion's knobs, and ``max_layers``: leave at the first
+                exit after so many layers or more. What is left out has its default.
+
+        Raises:
+            KnobError: an unknown knob, or a value outside what it may be.
+            DataError: an id that is already here, a text without tokens, or texts of different tokenizers.
+        """
+        each = resolve_knobs(self._criterion, knobs, len(units))
+        types = self._check(units)
+        if not units:
+            return
+        self._token_types = types
+        self._inputs.update((unit.id, (unit, settings)) for unit, settings in zip(units, each, strict=True))
+        self._scheduler.put(0, [unit.id for unit in units], [len(unit.encoded.tokens) for unit in units])
+
+    def _check(self, units: Sequence[Unit]) -> bool | None:
+        """Refuse units that cannot be run. Returns whether texts here have token types (None: no text yet)."""
+        seen: set[int] = set()
+        types = self._token_types
+        for unit in units:
+            if unit.id in seen or unit.id in self._scheduler:
+                raise DataError(f"unit {unit.id} is already in the engine: give every unit an id of its own")
+            if len(unit.encoded.tokens) == 0:
+                raise DataError(
+                    f"unit {unit.id} has no tokens: encode it with special tokens, as the model was trained"
+                )
+            has = unit.encoded.token_types is not None
+            if types is not None and has != types:
+                raise DataError(f"unit {unit.id} was encoded by a different tokenizer: only some have token types")
+            types = has
+            seen.add(unit.id)
+        return types
+
+    def step(self) -> list[Finished]:
+        """Run one batch through one stage. Returns those that left, in no particular order.
+
+        Where the runtime or criterion raises, the units of that batch are gone from the engine; the others go on.
+        """
+        work = self._scheduler.next()
+        if work is None:
+            return []
+        stage = self._stages[work.stage]
+        rows = self._admit(work.ids) if work.stage == 0 else self._collect(work)
+        self._count(stage, rows)
+        hidden = self._runtime.run(stage, rows.hidden, rows.batch)
+        output, memory = self._runtime.exit(stage, hidden, rows.batch, rows.memory)
+        decision, state = decide(self._criterion, stage, output, rows.state, rows.knobs)
+        leave, answers = _decided(decision)
+        leave = leave | (rows.caps <= stage.layers) | stage.is_last
+        if not leave.all():
+            self._park(stage.index + 1, replace(rows, hidden=hidden, memory=memory, state=state), ~leave)
+        return [
+            Finished(int(rows.ids[row]), answers[row].copy(), stage.layers, stage.layers, stage.index)
+            for row in np.flatnonzero(leave)
+        ]
+
+    def cancel(self, ids: Iterable[int]) -> list[int]:
+        """Forget units that have not finished. Returns those that were here; they will not come out."""
+        found = self._scheduler.drop(ids)
+        for unit, stage in found.items():
+            if stage == 0:
+                del self._inputs[unit]
+        for stage in sorted(set(found.values()) - {0}):
+            self._take(stage, [unit for unit, where in found.items() if where == stage])
+        return list(found)
+
+    def run(
+        self, units: Iterable[Unit], knobs: Mapping[str, float] | None = None, *, chunk: int = 1024
+    ) -> Iterator[Finished]:
+        """Answer a stream of units, each as soon as it is finished, in any order.
+
+        Args:
+            units: read ``chunk`` at a time, when few are left waiting: memory does not grow with the stream.
+            knobs: for all of them.
+            chunk: units among which texts of like length are found.
+
+        Raises:
+            KnobError: an unknown knob, a value outside what it may be, or a chunk below 1.
+            OfframpError: the engine is busy with other units.
+            DataError: a unit that is refused (see ``add``).
+        """
+        self._check_idle(chunk)
+        resolve_knobs(self._criterion, knobs, 1)  # complain now, not at the first answer
+        return self._run(iter(units), knobs, chunk)
+
+    def _run(self, source: Iterator[Unit], knobs: Mapping[str, float] | None, chunk: int) -> Iterator[Finished]:
+        try:
+            while True:
+                if self.waiting < self._max_rows:
+                    self.add(list(islice(source, chunk)), knobs)
+                if not self.busy:
+                    return
+                yield from self.step()
+        finally:
+            self._clear()
+
+    def run_in_order(
+        self, units: Iterable[Unit], knobs: Mapping[str, float] | None = None, *, chunk: int = 1024
+    ) -> Iterator[Finished]:
+        """Answer a stream of units in the order of the stream.
+
+        As ``run``, but a finished unit is held back until all before it are finished. At most 2 x ``chunk`` units are
+        in here at once, held-back ones included.
+        """
+        self._check_idle(chunk)
+        resolve_knobs(self._criterion, knobs, 1)
+        return self._run_in_order(iter(units), knobs, chunk)
+
+    def _run_in_order(
+        self, source: Iterator[Unit], knobs: Mapping[str, float] | None, chunk: int
+    ) -> Iterator[Finished]:
+        order: deque[int] = deque()
+        done: dict[int, Finished] = {}
+        try:
+            while True:
+                if self.waiting < self._max_rows and len(order) <= chunk:
+                    fresh = list(islice(source, chunk))
+                    _check_new(fresh, done)
+                    self.add(fresh, knobs)
+                    order.extend(unit.id for unit in fresh)
+                if not self.busy:
+                    return
+                done.update((finished.id, finished) for finished in self.step())
+                while order and order[0] in done:
+                    yield done.pop(order.popleft())
+        finally:
+            self._clear()
+
+    def _check_idle(self, chunk: int) -> None:
+        if chunk < 1:
+            raise KnobError(f"chunk must be 1 or more, not {chunk}")
+        if self.busy:
+            raise OfframpError("the engine is busy with other units: finish or cancel them, or use add() and step()")
+
+    def _clear(self) -> None:
+        """Forget all units: whoever reads a stream may stop in the middle."""
+        self.cancel([*self._inputs, *(int(row) for groups in self._parked for rows in groups for row in rows.ids)])
+
+    def _count(self, stage: Stage, rows: _Rows) -> None:
+        self.counts.batches[stage.index] += 1
+        self.counts.rows[stage.index] += len(rows.ids)
+        self.counts.tokens[stage.index] += rows.lengths.sum()
+        self.counts.padded_tokens[stage.index] += len(rows.ids) * rows.batch.tokens.shape[1]
+
+    def _admit(self, ids: Sequence[int]) -> _Rows:
+        """Embed inputs: rows that have passed no exit yet."""
+        taken = [self._inputs.pop(unit) for unit in ids]
+        texts, settings = [unit.encoded for unit, _ in taken], [each for _, each in taken]
+        inputs = pad(texts, ids, pad_token=self._pad_token, token_types=bool(self._token_types))
+        hidden, batch = self._runtime.embed(inputs)
+        columns = {name: np.array([each[name] for each in settings], dtype=np.float64) for name in settings[0]}
+        xp, where = array_namespace(batch.lengths), device(batch.lengths)
+        return _Rows(
+            ids=inputs["ids"],
+            lengths=inputs["lengths"],
+            caps=columns["max_layers"],
+            hidden=hidden,
+            batch=batch,
+            state=self._criterion.start(batch.lengths),
+            knobs={name: xp.asarray(columns[name], device=where) for name in self._criterion.knobs},
+        )
+
+    def _collect(self, work: Work) -> _Rows:
+        """Merge parked rows into one batch."""
+        return _fit(_merge(self._take(work.stage, work.ids)))
+
+    def _take(self, stage: int, ids: Sequence[int]) -> list[_Rows]:
+        """Take rows out of the groups parked before a stage."""
+        groups, self._parked[stage] = self._parked[stage], []
+        taken = []
+        for rows in groups:
+            wanted = np.isin(rows.ids, ids)
+            if wanted.any():
+                taken.append(_keep(wanted, rows))
+            if not wanted.all():
+                self._parked[stage].append(_keep(~wanted, rows))
+        return taken
+
+    def _park(self, stage: int, rows: _Rows, stay: npt.NDArray[np.bool_]) -> None:
+        """Compact the rows that stay: drop the others, then the padding that only the others needed."""
+        rows = _fit(_keep(stay, rows))
+        self._parked[stage].append(rows)
+        self._scheduler.put(stage, rows.ids.tolist(), rows.lengths.tolist())
+
+
+def _check_new(units: Sequence[Unit], done: Mapping[int, Finished]) -> None:
+    """Refuse an id whose first bearer is finished but held back: the two could not be told apart."""
+    for unit in units:
+        if unit.id in done:
+            raise DataError(f"unit {unit.id} came twice: give every unit an id of its own")
+
+
+def _keep(mask: npt.NDArray[np.bool_], rows: _Rows) -> _Rows:
+    """The rows where the mask is true; where that is all of them, nothing is copied."""
+    if mask.all():
+        return rows
+    xp = array_namespace(rows.batch.lengths)
+    there = xp.asarray(mask, device=device(rows.batch.lengths))
+    hidden, batch, state, knobs, memory = keep(there, (rows.hidden, rows.batch, rows.state, rows.knobs, rows.memory))
+    return _Rows(rows.ids[mask], rows.lengths[mask], rows.caps[mask], hidden, batch, state, knobs, memory)
+
+
+def _merge(groups: Sequence[_Rows]) -> _Rows:
+    if len(groups) == 1:
+        return groups[0]
+    hidden, batch, state, knobs, memory = merge(
+        [(rows.hidden, rows.batch, rows.state, rows.knobs, rows.memory) for rows in groups]
+    )
+    columns = zip(*((rows.ids, rows.lengths, rows.caps) for rows in groups), strict=True)
+    ids, lengths, caps = (np.concatenate(column) for column in columns)
+    return _Rows(ids, lengths, caps, hidden, batch, state, knobs, memory)
+
+
+def _fit(rows: _Rows) -> _Rows:
+    """Cut padding that no row needs. The lengths are known here, so a batch that fits costs no transfer."""
+    if int(rows.lengths.max()) == rows.batch.tokens.shape[1]:
+        return rows
+    hidden, batch = trim(rows.hidden, rows.batch)
+    return replace(rows, hidden=hidden, batch=batch)
+
+
+def _decided(decision: Decision) -> tuple[npt.NDArray[np.bool_], npt.NDArray[Any]]:
+    """Who leaves [B] and the answers [B, C] in one transfer, as a column beside the answers."""
+    xp = array_namespace(decision.answer)
+    leave = xp.astype(decision.leave, decision.answer.dtype)
+    host = to_host(xp.concat([decision.answer, leave[:, None]], axis=1))
+    return host[:, -1] != 0, host[:, :-1]

@@ -1,0 +1,200 @@
+"""Who runs next: queues of rows before each stage, and the choice of the next batch. No arrays, no clock, no model.
+
+A batch loses rows at every exit. Its survivors are parked before the next stage until there are enough of them, from
+whichever batches, to fill a batch again. Each call of ``next`` is one *step* and picks, in this order:
+
+1. **Starving rows.** The longest-parked rows, if ``patience_steps`` steps have gone by without them.
+2. **The deepest full stage**: ``max_rows`` rows are parked there, or ``max_tokens`` tokens. Deepest, because what runs
+   there can only move rows on to emptier places.
+3. **New inputs**: those that have waited longest, in the company of waiting inputs of like length.
+4. **The shallowest stage** with rows. Nothing else can arrive from above it, so going downwards each later stage
+   is met by all the survivors there will ever be: the fewest batches.
+
+What follows from it, and is tested:
+
+- *Memory is bounded.* Inputs are admitted only when no stage is full, so before it at most ``max_rows - 1`` rows are
+  parked at each of the ``stages - 1`` later stages; admission adds at most ``max_rows`` and nothing else adds any. In
+  flight are at most ``(stages - 1) * (max_rows - 1) + max_rows`` rows, inputs not counted.
+- *Nobody starves.* A parked row is passed over at most ``patience_steps`` times, plus once for every row that was
+  parked before it. Inputs are admitted oldest first, and between two admissions rows can only go down and out.
+- *Little is padding.* Rows are batched longest first, and a batch is closed where another row would make positions
+  computed exceed ``waste`` times the real tokens, or ``max_tokens``. A row longer than ``max_tokens`` goes alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from offramp.errors import KnobError
+
+__all__ = ["Scheduler", "Work", "alike"]
+
+_PLANNED = 64
+"""Batches of inputs planned ahead: sorting a long backlog at every arrival would cost more than it saves."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """The next batch."""
+
+    stage: int
+    """0: inputs to embed; otherwise rows parked before this stage."""
+    ids: list[int]
+
+
+@dataclass(frozen=True)
+class _Place:
+    length: int
+    since: int
+    """Step at whose end the row came here."""
+
+
+class Scheduler:
+    """Queues of rows before each stage.
+
+    Args:
+        stages: how many there are.
+        max_rows: most rows in a batch.
+        max_tokens: most positions in a batch, padding included; None: no limit.
+        patience_steps: how often parked rows may be passed over before they go next; 0: depth first.
+        waste: positions computed, as a multiple of real tokens, that a batch may reach; infinity: any.
+
+    Raises:
+        KnobError: a setting outside what it may be.
+    """
+
+    def __init__(
+        self, stages: int, *, max_rows: int, max_tokens: int | None, patience_steps: int, waste: float
+    ) -> None:
+        if max_rows < 1 or (max_tokens is not None and max_tokens < 1):
+            raise KnobError(
+                f"a batch needs room for one row and one token, not {max_rows} rows and {max_tokens} tokens"
+            )
+        if patience_steps < 0:
+            raise KnobError(f"patience_steps must be 0 or more, not {patience_steps}")
+        if not waste >= 1:
+            raise KnobError(f"waste must be 1 (no padding at all) or more, not {waste!r}")
+        self._max_rows, self._max_tokens = max_rows, math.inf if max_tokens is None else max_tokens
+        self._patience, self._waste = patience_steps, waste
+        # Insertion order is order of arrival: the first row of a queue is its oldest.
+        self._queues: list[dict[int, _Place]] = [{} for _ in range(stages)]
+        self._stage_of: dict[int, int] = {}
+        self._plan: dict[int, list[int]] = {}  # input -> the batch it will be in; empty when it must be made anew
+        self._step = 0
+
+    def __len__(self) -> int:
+        """Rows in all queues, inputs included."""
+        return len(self._stage_of)
+
+    def __contains__(self, row: int) -> bool:
+        return row in self._stage_of
+
+    @property
+    def waiting(self) -> int:
+        """Inputs that have not been admitted."""
+        return len(self._queues[0])
+
+    def put(self, stage: int, ids: Sequence[int], lengths: Sequence[int]) -> None:
+        """Queue rows before a stage; stage 0: inputs."""
+        for row, length in zip(ids, lengths, strict=True):
+            self._queues[stage][row] = _Place(length, self._step)
+            self._stage_of[row] = stage
+        if stage == 0:
+            self._plan = {}
+
+    def drop(self, ids: Iterable[int]) -> dict[int, int]:
+        """Forget rows; those not here are left out. Returns row -> the stage it was waiting for."""
+        found = {row: self._stage_of.pop(row) for row in dict.fromkeys(ids) if row in self._stage_of}
+        for row, stage in found.items():
+            del self._queues[stage][row]
+        self._plan = {}
+        return found
+
+    def next(self) -> Work | None:
+        """Take the next batch out of its queue; None where nothing waits."""
+        if not self._stage_of:
+            return None
+        self._step += 1
+        stage, ids = self._choose()
+        for row in ids:
+            del self._queues[stage][row], self._stage_of[row]
+        return Work(stage, ids)
+
+    def _choose(self) -> tuple[int, list[int]]:
+        """The four rules at the top of this file."""
+        later = range(1, len(self._queues))
+        starving = self._starving()
+        if starving is not None:
+            return starving, self._with_oldest(starving)
+        for stage in reversed(later):
+            if self._full(stage):
+                return stage, max(self._batches(stage), key=len)
+        if self._queues[0]:
+            return 0, self._inputs()
+        shallowest = next(stage for stage in later if self._queues[stage])
+        return shallowest, self._with_oldest(shallowest)
+
+    def _starving(self) -> int | None:
+        """The stage with the longest-parked row, if that row has been passed over too often."""
+        parked = [(stage, queue) for stage, queue in enumerate(self._queues) if stage and queue]
+        if not parked:
+            return None
+        since, stage = min((next(iter(queue.values())).since, stage) for stage, queue in parked)
+        passed_over = self._step - 1 - since
+        return stage if passed_over >= self._patience else None
+
+    def _full(self, stage: int) -> bool:
+        queue = self._queues[stage]
+        if len(queue) >= self._max_rows:
+            return True
+        return self._max_tokens < math.inf and sum(place.length for place in queue.values()) >= self._max_tokens
+
+    def _batches(self, stage: int) -> list[list[int]]:
+        """Split the rows before a stage into batches; of very many inputs, only those that came first."""
+        ids = list(islice(self._queues[stage], _PLANNED * self._max_rows))
+        lengths = [self._queues[stage][row].length for row in ids]
+        parts = alike(lengths, max_rows=self._max_rows, max_tokens=self._max_tokens, waste=self._waste)
+        return [[ids[row] for row in part] for part in parts]
+
+    def _with_oldest(self, stage: int) -> list[int]:
+        oldest = next(iter(self._queues[stage]))
+        return next(batch for batch in self._batches(stage) if oldest in batch)
+
+    def _inputs(self) -> list[int]:
+        """The batch with the oldest input. Planned for many batches ahead, until other inputs come."""
+        oldest = next(iter(self._queues[0]))
+        if oldest not in self._plan:
+            self._plan = {row: batch for batch in self._batches(0) for row in batch}
+        return self._plan[oldest]
+
+
+def alike(lengths: Sequence[int], *, max_rows: int, max_tokens: float, waste: float) -> list[list[int]]:
+    """Split rows into batches of like length, longest first.
+
+    ``inputs.batching.length_sorted`` with one more limit: rows x longest row <= ``waste`` x tokens that are no padding.
+
+    Args:
+        lengths: tokens in each row.
+        max_rows: most rows in a batch.
+        max_tokens: most positions in a batch, padding included; a longer row goes alone.
+        waste: see above; 1 or more.
+
+    Returns:
+        Row numbers of each batch; every row is in exactly one.
+    """
+    batches: list[list[int]] = []
+    real = 0
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if batches:
+            batch = batches[-1]
+            positions = lengths[batch[0]] * (len(batch) + 1)
+            if len(batch) < max_rows and positions <= min(max_tokens, waste * (real + lengths[row])):
+                batch.append(row)
+                real += lengths[row]
+                continue
+        batches.append([row])
+        real = lengths[row]
+    return batches

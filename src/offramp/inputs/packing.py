@@ -1,0 +1,145 @@
+"""The only two ways a batch changes: ``keep`` some rows, ``merge`` several batches into one; and ``trim``.
+
+Everything that travels with a row (hidden states, batch, memory, state, knobs) goes through the same two functions,
+so that no part can fall out of step with another: ``merge`` of what ``keep`` split is what was there, up to the order
+of the rows and padding. These calls stand between all stages, where microseconds count: the mask is turned into
+row numbers once, a mask that keeps every row costs one ``nonzero``, and a single batch is merged by returning it.
+
+A *tree* is None, an array whose first axis is the row, a ``Batch``, or a mapping or tuple of trees. All arrays of a
+call belong to one library (numpy or torch) and one device. Trees are never changed in place, but what comes back may
+be the very arrays that went in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+from array_api_compat import array_namespace, device
+
+from offramp.types import Array, Batch
+
+__all__ = ["keep", "merge", "trim"]
+
+Tree = TypeVar("Tree")
+
+
+def keep(mask: Array, tree: Tree) -> Tree:
+    """The rows where ``mask`` is true, in their order.
+
+    Args:
+        mask: [B] bool.
+        tree: arrays [B, ...].
+
+    Returns:
+        A tree of the same shape (mappings become dicts) with arrays [B', ...] of the same dtypes; the tree itself
+        where all rows are kept.
+
+    Raises:
+        ValueError: an array has not as many rows as the mask (looked at only where rows are dropped).
+    """
+    xp = array_namespace(mask)
+    rows = xp.nonzero(mask)[0]
+    total = mask.shape[0]
+    if rows.shape[0] == total:
+        return tree
+
+    def take(array: Array) -> Array:
+        if array.shape[0] != total:  # taking rows by number would not notice an array that is too long
+            raise ValueError(f"the mask has {total} rows, but an array beside it has {array.shape[0]}")
+        return xp.take(array, rows, axis=0)
+
+    return cast("Tree", _walk(take, tree))
+
+
+def _walk(change: Callable[[Array], Array], tree: Any) -> Any:
+    """Apply a function to every array of a tree."""
+    if tree is None:
+        return None
+    if isinstance(tree, Mapping):
+        return {name: _walk(change, child) for name, child in tree.items()}
+    if isinstance(tree, Batch):
+        return Batch(*(_walk(change, child) for child in _fields(tree)))
+    if isinstance(tree, tuple):
+        return tuple(_walk(change, child) for child in tree)
+    return change(tree)
+
+
+def _fields(batch: Batch) -> tuple[Array, Array, Array, Array | None]:
+    return batch.ids, batch.tokens, batch.lengths, batch.token_types
+
+
+def merge(trees: Sequence[Tree]) -> Tree:
+    """The rows of all trees, one tree after another.
+
+    Arrays whose axis 1 differs (hidden [B, L, H], tokens [B, L]) are padded with zeros on the right to the widest.
+    Zero need not be the padding token: runtimes go by ``lengths`` and never read what stands beyond them.
+
+    Args:
+        trees: at least one; the same mapping names, tuple lengths and Nones in each.
+
+    Returns:
+        A tree with arrays [sum of B, ...]; the tree itself where there is only one.
+
+    Raises:
+        ValueError: no trees, or trees that are not built alike.
+    """
+    if not trees:
+        raise ValueError("there is nothing to merge")
+    if len(trees) == 1:
+        return trees[0]
+    return cast("Tree", _merge(trees))
+
+
+def _merge(trees: Sequence[Any]) -> Any:
+    first = trees[0]
+    if any(tree is None for tree in trees):
+        if any(tree is not None for tree in trees):
+            raise ValueError("some of the trees to merge have an array where others have None")
+        return None
+    if isinstance(first, Mapping):
+        names = first.keys()
+        if any(tree.keys() != names for tree in trees):
+            raise ValueError(f"the trees to merge have different names: {[sorted(tree) for tree in trees]}")
+        return {name: _merge([tree[name] for tree in trees]) for name in names}
+    if isinstance(first, Batch):
+        return Batch(*(_merge(column) for column in zip(*map(_fields, trees), strict=True)))
+    if isinstance(first, tuple):
+        return tuple(_merge(column) for column in zip(*trees, strict=True))
+    return _concat(trees)
+
+
+def _concat(arrays: Sequence[Array]) -> Array:
+    xp = array_namespace(*arrays)
+    first = arrays[0]
+    if first.ndim < 2 or all(array.shape[1] == first.shape[1] for array in arrays):
+        return xp.concat(list(arrays), axis=0)
+    total, widest = sum(array.shape[0] for array in arrays), max(array.shape[1] for array in arrays)
+    shape = (total, widest, *first.shape[2:])
+    # One allocation filled in place: padding each array first would copy everything twice.
+    merged = xp.zeros(shape, dtype=xp.result_type(*arrays), device=device(first))
+    start = 0
+    for array in arrays:
+        merged[start : start + array.shape[0], : array.shape[1], ...] = array
+        start += array.shape[0]
+    return merged
+
+
+def trim(hidden: Array, batch: Batch) -> tuple[Array, Batch]:
+    """Cut padding that no remaining row needs: axis 1 down to the longest row. Best called after ``keep``.
+
+    Args:
+        hidden: [B, L, H].
+        batch: of the same rows; tokens [B, L].
+
+    Returns:
+        hidden [B, L', H] and the batch with tokens [B, L'], L' = max(lengths): views, or what went in where nothing
+        is to be cut (no rows left included).
+    """
+    if batch.lengths.shape[0] == 0:
+        return hidden, batch
+    longest = int(array_namespace(batch.lengths).max(batch.lengths))
+    if longest >= hidden.shape[1]:
+        return hidden, batch
+    types = None if batch.token_types is None else batch.token_types[:, :longest]
+    return hidden[:, :longest, ...], Batch(batch.ids, batch.tokens[:, :longest], batch.lengths, types)

@@ -1,0 +1,180 @@
+"""The exits of a model: where they stand, what stands there, and how they were set up (config.json's section)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from offramp.errors import KnobError
+from offramp.model.heads import Head, HeadOutput, Surroundings, make_head
+from offramp.model.pooling import Pooling, check_pooling
+from offramp.types import Stage
+
+__all__ = ["ExitSettings", "Exits", "make_stages"]
+
+
+@dataclass(frozen=True)
+class ExitSettings:
+    """Everything needed to build the exits again; kept in config.json."""
+
+    head: str = "linear"
+    head_settings: Mapping[str, Any] = field(default_factory=dict)
+    layers: tuple[int, ...] | None = None
+    """Layers after which an exit stands, from 1, rising; None: after every layer. The last layer always has one."""
+    pooling: Pooling = "cls"
+    shared: bool = False
+    """One head for all early exits."""
+    last_exit: Literal["model", "head"] = "model"
+    """The last exit is the model's own head, whole, or a head like the others."""
+    objective: str = "weighted_sum"
+    objective_settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_pooling(self.pooling)
+        if self.last_exit not in ("model", "head"):
+            raise KnobError(f"last_exit must be model or head, not {self.last_exit!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for config.json."""
+        return {
+            "head": self.head,
+            "head_settings": dict(self.head_settings),
+            "layers": None if self.layers is None else list(self.layers),
+            "pooling": self.pooling,
+            "shared": self.shared,
+            "last_exit": self.last_exit,
+            "objective": self.objective,
+            "objective_settings": dict(self.objective_settings),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ExitSettings:
+        """The inverse of ``to_json``; ignores the other things that stand in the section."""
+        known = {key: value[key] for key in cls.__dataclass_fields__ if key in value}
+        if known.get("layers") is not None:
+            known["layers"] = tuple(known["layers"])
+        return cls(**known)
+
+
+def make_stages(num_layers: int, layers: Sequence[int] | None) -> tuple[Stage, ...]:
+    """Stages of a model with exits after the given layers.
+
+    Raises:
+        KnobError: a layer that the model does not have, or layers that do not rise.
+    """
+    ends = list(range(1, num_layers + 1)) if layers is None else list(layers)
+    if sorted(set(ends)) != ends or (ends and (ends[0] < 1 or ends[-1] > num_layers)):
+        raise KnobError(f"exits must be rising layer numbers between 1 and {num_layers}, not {ends}")
+    if not ends or ends[-1] != num_layers:
+        ends.append(num_layers)
+    starts = [0, *ends[:-1]]
+    return tuple(
+        Stage(index=i, first_layer=start, last_layer=end, layers=end, is_last=end == num_layers)
+        for i, (start, end) in enumerate(zip(starts, ends, strict=True))
+    )
+
+
+class Exits(nn.Module):
+    """Heads of all exits; stands in the model under the name ``offramp``.
+
+    Args:
+        settings: what to build.
+        stages: where.
+        around: what the heads must know of the model.
+        norm: pre-norm backbones only: the norm that hidden states need before an exit reads them; each exit gets a
+            copy of its own, because scales differ by layer.
+    """
+
+    def __init__(
+        self, settings: ExitSettings, stages: Sequence[Stage], around: Surroundings, norm: nn.LayerNorm | None
+    ) -> None:
+        super().__init__()
+        early = len(stages) - 1
+        self.shared = settings.shared
+        self.heads = nn.ModuleList(
+            make_head(settings.head, around, settings.head_settings)
+            for _ in range(min(early, 1) if settings.shared else early)
+        )
+        self.last = make_head("linear", around, {}) if settings.last_exit == "head" else None
+        self.norms = nn.ModuleList(
+            [] if norm is None else [_like(norm) for _ in range(early + (self.last is not None))]
+        )
+
+    def head(self, index: int) -> Head:
+        """The head of early exit ``index``."""
+        head = self.heads[0 if self.shared else index]
+        assert isinstance(head, Head)
+        return head
+
+    @property
+    def early(self) -> list[Head]:
+        """Every early head once."""
+        return [head for head in self.heads if isinstance(head, Head)]
+
+    def normalise(self, index: int, hidden: Tensor) -> Tensor:
+        """Hidden states as exit ``index`` reads them."""
+        if index >= len(self.norms):
+            return hidden
+        normed: Tensor = self.norms[index](hidden)
+        return normed
+
+    def extras(self) -> dict[str, int]:
+        """Extras that the early exits give."""
+        return self.early[0].extras() if self.early else {}
+
+    def learn(self, outputs: Sequence[HeadOutput], labels: Tensor) -> None:
+        """Let the heads take in a training batch; ``advance`` follows by itself when the optimiser has stepped."""
+        for index, output in enumerate(outputs[:-1]):
+            self.head(index).learn(output, labels)
+        if any(head.pending for head in self.early):
+            _waiting.add(self)
+
+    def advance(self) -> None:
+        """Apply what the heads took in since the last optimiser step."""
+        for head in self.early:
+            head.advance()
+
+    @torch.no_grad()
+    def reset_parameters(self, std: float, norm: nn.LayerNorm | None) -> None:
+        """Fresh heads: weights from N(0, std), biases 0, norms copied from the backbone's."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.normal_(0.0, std)
+                if module.bias is not None:
+                    module.bias.zero_()
+        if norm is not None:
+            for copy in self.norms:
+                copy.load_state_dict(norm.state_dict())
+
+
+_waiting: WeakSet[Exits] = WeakSet()
+"""Exits that have taken in micro-batches since the last optimiser step."""
+
+
+def _after_step(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[Any, Any]) -> None:
+    """Let waiting exits advance once an optimiser that holds their parameters has stepped.
+
+    A hook on every optimiser, and no callback of one trainer: so the prototypes move once per step whoever drives the
+    training - Trainer, accelerate with accumulation, DDP, a plain loop.
+    """
+    if not _waiting:
+        return
+    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for exits in list(_waiting):
+        if any(id(p) in stepped for p in exits.parameters()):
+            exits.advance()
+            _waiting.discard(exits)
+
+
+register_optimizer_step_post_hook(_after_step)
+
+
+def _like(norm: nn.LayerNorm) -> nn.LayerNorm:
+    """An uninitialised norm of the same shape."""
+    return nn.LayerNorm(norm.normalized_shape, eps=norm.eps, bias=norm.bias is not None)

@@ -1,0 +1,73 @@
+"""What an exit head is: hidden states in, what the exit says out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from offramp.types import ProblemType
+
+__all__ = ["Head", "HeadOutput", "Pool", "Surroundings"]
+
+Pool = Callable[[Tensor, Tensor], Tensor]
+"""(hidden [B, L, H], lengths [B]) -> [B, pooled size]."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a head must know of the model it stands in."""
+
+    hidden_size: int
+    pooled_size: int
+    """Width of the vector that ``pool`` returns."""
+    num_outputs: int
+    problem_type: ProblemType
+    dropout: float
+    """The backbone's own classifier dropout, unless a head's settings say otherwise."""
+
+
+@dataclass(frozen=True)
+class HeadOutput:
+    """What one exit says while training or running."""
+
+    logits: Tensor
+    """[B, C]."""
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    """What criteria may read, such as ``distances`` [B, C]."""
+    embedded: Tensor | None = None
+    """[B, width] in the metric space, for the prototypes."""
+
+
+class Head(nn.Module, ABC):
+    """An internal classifier after a layer."""
+
+    def extras(self) -> dict[str, int]:
+        """Names of the extras it gives -> their width (0: one number a text)."""
+        return {}
+
+    def learn(self, output: HeadOutput, labels: Tensor) -> None:
+        """Take in a training batch besides the gradient (class sums of prototypes). Called once per forward."""
+
+    def advance(self) -> None:
+        """Apply what ``learn`` took in; called once per optimiser step."""
+
+    @property
+    def pending(self) -> bool:
+        """Whether ``advance`` has anything to do."""
+        return False
+
+    @abstractmethod
+    def forward(
+        self, hidden: Tensor, lengths: Tensor, pool: Pool, memory: Mapping[str, Tensor]
+    ) -> tuple[HeadOutput, Mapping[str, Tensor]]:
+        """What this exit says.
+
+        Args:
+            hidden: [B, L, H] after the layer; padding on the right may hold anything.
+            lengths: [B].
+            pool: the pooling chosen for this model.
+            memory: what heads before it left for it, name -> first axis the row.
+        """

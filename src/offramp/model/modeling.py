@@ -1,0 +1,235 @@
+"""Early-exit classifiers around Hugging Face encoders.
+
+The model stays what it was - its class, its parameters' names, its config - and gains one submodule, ``offramp``,
+that holds the exits. So ``save_pretrained`` writes one safetensors file in which the exits' tensors are named
+``offramp.*``, and plain ``AutoModelForSequenceClassification.from_pretrained`` loads the full-depth model from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from offramp.errors import RunError, UnsupportedError
+from offramp.model.backbone import Cut, cut
+from offramp.model.exits import Exits, ExitSettings, make_stages
+from offramp.model.heads import HeadOutput, Surroundings
+from offramp.model.pooling import pool_tokens
+from offramp.objectives import make_objective
+from offramp.types import ProblemType, Stage
+
+__all__ = ["EarlyExitMixin", "EarlyExitOutput", "add_exits", "load_early_exit", "load_plain"]
+
+SECTION = "offramp"
+"""Name of our section in config.json, and of our submodule."""
+
+
+@dataclass
+class EarlyExitOutput(ModelOutput):
+    """What ``forward`` returns.
+
+    Attributes:
+        loss: scalar, where labels were given.
+        logits: [B, C] of the last exit: the full-depth answer.
+        exit_logits: [B, E, C] of every exit, shallow to deep.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    exit_logits: Tensor | None = None
+
+
+class EarlyExitMixin:
+    """What ``add_exits`` gives a model. ``forward`` runs every exit; early leaving is the engine's work."""
+
+    offramp: Exits
+    config: Any
+    training: bool
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)  # type: ignore[call-arg]
+        self._build(ExitSettings.from_json(getattr(config, SECTION)))
+
+    def _build(self, settings: ExitSettings) -> None:
+        parts = cut(self)  # type: ignore[arg-type]
+        # Never None: plain transformers guesses it anew at every loss where it is.
+        self.problem_type: ProblemType = self.config.problem_type or "single_label_classification"
+        self.settings = settings
+        self.stages: tuple[Stage, ...] = make_stages(parts.num_layers, settings.layers)
+        around = Surroundings(
+            hidden_size=parts.hidden_size,
+            pooled_size=parts.pooled_size if settings.pooling == "backbone" else parts.hidden_size,
+            num_outputs=self.config.num_labels,
+            problem_type=self.problem_type,
+            dropout=classifier_dropout(self.config),
+        )
+        self.offramp = Exits(settings, self.stages, around, parts.exit_norm())
+        self.objective = make_objective(settings.objective, settings.objective_settings)
+
+    def pool(self, parts: Cut, hidden: Tensor, lengths: Tensor) -> Tensor:
+        """One vector a text, as the settings say: [B, L, H] -> [B, pooled size]."""
+        if self.settings.pooling == "backbone":
+            return parts.pool(hidden, lengths)
+        return pool_tokens(hidden, lengths, self.settings.pooling)
+
+    def run_stage(self, parts: Cut, stage: Stage, hidden: Tensor, lengths: Tensor) -> Tensor:
+        """The layers of one stage: [B, L, H] -> [B, L, H]."""
+        context = parts.context(hidden, lengths)
+        for index in range(stage.first_layer, stage.last_layer):
+            hidden = parts.layer(index, hidden, context)
+        return hidden
+
+    def run_exit(
+        self, parts: Cut, stage: Stage, hidden: Tensor, lengths: Tensor, memory: Mapping[str, Tensor]
+    ) -> tuple[HeadOutput, Mapping[str, Tensor]]:
+        """What the exit after a stage says."""
+        if stage.is_last and self.offramp.last is None:
+            return HeadOutput(parts.head(hidden, lengths)), memory
+        head = self.offramp.head(stage.index) if not stage.is_last else self.offramp.last
+        assert head is not None
+        # The last layer's hidden states are normed by the backbone itself.
+        hidden = hidden if stage.is_last else self.offramp.normalise(stage.index, hidden)
+        return head(hidden, lengths, lambda h, n: self.pool(parts, h, n), memory)  # type: ignore[no-any-return]
+
+    # No **kwargs: with them Trainer would hand over num_items_in_batch and stop dividing the loss by accumulation.
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> EarlyExitOutput:
+        """Run every layer and every exit.
+
+        Args:
+            input_ids: [B, L], padded on the right.
+            attention_mask: [B, L] ones and zeros; None: no padding.
+            token_type_ids: [B, L], for backbones that use them.
+            labels: [B] class ids, [B, C] zeros and ones, or [B] numbers; gives the loss.
+
+        Raises:
+            UnsupportedError: padding on the left.
+        """
+        lengths = _lengths(input_ids, attention_mask)
+        parts = cut(self)  # type: ignore[arg-type]
+        hidden = parts.embed(input_ids, lengths, token_type_ids)
+        outputs: list[HeadOutput] = []
+        memory: Mapping[str, Tensor] = {}
+        for stage in self.stages:
+            hidden = self.run_stage(parts, stage, hidden, lengths)
+            output, memory = self.run_exit(parts, stage, hidden, lengths, memory)
+            outputs.append(output)
+        return EarlyExitOutput(
+            loss=None if labels is None else self._loss(outputs, labels),
+            logits=outputs[-1].logits,
+            exit_logits=torch.stack([output.logits for output in outputs], dim=1),
+        )
+
+    def _loss(self, outputs: Sequence[HeadOutput], labels: Tensor) -> Tensor:
+        loss = self.objective(outputs, [stage.layers for stage in self.stages], labels, self.problem_type)
+        if self.training:
+            self.offramp.learn(outputs, labels)
+        return loss
+
+
+def _lengths(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    if attention_mask is None:
+        return torch.full((input_ids.shape[0],), input_ids.shape[1], device=input_ids.device)
+    if not bool(attention_mask[:, 0].all()):
+        raise UnsupportedError("texts must be padded on the right: set tokenizer.padding_side = 'right'")
+    return attention_mask.sum(dim=1)
+
+
+def classifier_dropout(config: Any) -> float:
+    """The dropout a family puts before its classifier; the names differ."""
+    for name in ("classifier_dropout", "classifier_dropout_prob", "seq_classif_dropout", "cls_dropout"):
+        value = getattr(config, name, None)
+        if value is not None:
+            return float(value)
+    return float(getattr(config, "hidden_dropout_prob", 0.1))
+
+
+@cache
+def early_exit_class(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The class with exits; it keeps the name, so that config.json's ``architectures`` stays loadable by anyone."""
+    return type(model_class.__name__, (EarlyExitMixin, model_class), {"__module__": model_class.__module__})
+
+
+def load_plain(name: str, **config: Any) -> PreTrainedModel:
+    """A plain ``AutoModelForSequenceClassification``, its head fresh where the checkpoint has none.
+
+    Weights come from safetensors, or are unpickled with ``weights_only=True``: nothing in a checkpoint is executed.
+
+    Raises:
+        UnsupportedError: the checkpoint is no encoder that classifies.
+        RunError: there is no such checkpoint, or it cannot be read.
+    """
+    try:
+        return AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32, **config)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        if "Unrecognized configuration class" in reason:
+            raise UnsupportedError(f"{name} is no text classifier: transformers has no head for it") from error
+        raise RunError(f"cannot load a model from {name}: {reason}") from error
+
+
+def add_exits(model: PreTrainedModel, settings: ExitSettings) -> PreTrainedModel:
+    """Give a plain classifier exits, in place; its own weights stay as they are.
+
+    Args:
+        model: an ``AutoModelForSequenceClassification`` of a supported family.
+        settings: heads, where they stand, pooling, objective.
+
+    Returns:
+        The same object, now of the early-exit class.
+
+    Raises:
+        UnsupportedError: a family that cannot be cut into layers.
+        KnobError: settings that make no sense for it.
+    """
+    model.__class__ = early_exit_class(type(model))
+    setattr(model.config, SECTION, settings.to_json())
+    model._build(settings)
+    norm = cut(model).exit_norm()
+    model.offramp.reset_parameters(float(getattr(model.config, "initializer_range", 0.02)), norm)
+    return model.to(next(model.parameters()).device)
+
+
+def load_early_exit(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """An early-exit model from a run folder.
+
+    Raises:
+        RunError: tensors of the exits are missing, or the folder has no offramp section.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder} holds no model: {str(error).splitlines()[0]}") from error
+    if getattr(config, SECTION, None) is None:
+        raise RunError(f"{folder} is no offramp run: its config.json has no 'offramp' section")
+    model_class = AutoModelForSequenceClassification._model_mapping[type(config)]
+    model, info = early_exit_class(model_class).from_pretrained(
+        folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+    )
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise RunError(f"{folder} is damaged: its weights lack {missing[0]} and {len(missing) - 1} more")
+    return model.eval()
+
+
+def parameters_of(model: nn.Module, which: str) -> list[tuple[str, nn.Parameter]]:
+    """Named parameters of the ``heads`` (the exits), of the ``backbone`` (all else), or ``all``."""
+    prefix = SECTION + "."
+    return [
+        (name, p)
+        for name, p in model.named_parameters()
+        if which == "all" or name.startswith(prefix) == (which == "heads")
+    ]

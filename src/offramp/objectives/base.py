@@ -1,0 +1,49 @@
+"""What training minimises: a function of what every exit says and of the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from offramp.model.heads.base import HeadOutput
+from offramp.types import ProblemType
+
+__all__ = ["Objective", "Weights", "exit_loss", "exit_weights"]
+
+Weights = Literal["equal", "depth"]
+"""Every exit counts the same, or exit i of layer m counts m (PABEE, Zhou et al., NeurIPS 2020)."""
+
+
+class Objective(Protocol):
+    """A callable with settings of its own."""
+
+    def __call__(
+        self, outputs: Sequence[HeadOutput], layers: Sequence[int], labels: Tensor, problem_type: ProblemType
+    ) -> Tensor:
+        """The loss of a batch, a scalar.
+
+        Args:
+            outputs: of every exit, shallow to deep.
+            layers: cumulative layers of every exit.
+            labels: [B] class ids, [B, C] zeros and ones, or [B] numbers.
+            problem_type: as in transformers.
+        """
+
+
+def exit_loss(logits: Tensor, labels: Tensor, problem_type: ProblemType) -> Tensor:
+    """One exit's own loss, mean over the batch: cross-entropy, binary cross-entropy, or squared error."""
+    logits = logits.float()
+    if problem_type == "single_label_classification":
+        return nn.functional.cross_entropy(logits, labels)
+    if problem_type == "multi_label_classification":
+        return nn.functional.binary_cross_entropy_with_logits(logits, labels.float())
+    return nn.functional.mse_loss(logits.squeeze(-1), labels.float())
+
+
+def exit_weights(layers: Sequence[int], by: Weights) -> Tensor:
+    """Weights of the exits, summing to 1: [E]."""
+    weights = torch.tensor([float(m) if by == "depth" else 1.0 for m in layers])
+    return weights / weights.sum()

@@ -1,0 +1,29 @@
+"""Weighted sum of the exits' own losses. Zhou et al., "BERT Loses Patience", NeurIPS 2020 (weights by depth)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from offramp.model.heads.base import HeadOutput
+from offramp.objectives.base import Weights, exit_loss, exit_weights
+from offramp.types import ProblemType
+
+__all__ = ["WeightedSum"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightedSum:
+    """sum_i w_i loss_i with weights that sum to 1."""
+
+    by: Weights = "equal"
+
+    def __call__(
+        self, outputs: Sequence[HeadOutput], layers: Sequence[int], labels: Tensor, problem_type: ProblemType
+    ) -> Tensor:
+        weights = exit_weights(layers, self.by).tolist()
+        losses = [exit_loss(output.logits, labels, problem_type) for output in outputs]
+        total: Tensor = sum((w * loss for w, loss in zip(weights, losses, strict=True)), losses[0].new_zeros(()))
+        return total

@@ -1,0 +1,219 @@
+"""``offramp.load``: a run folder as something to call with texts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import overload
+
+from offramp.calibration.points import OperatingPoint, read_points
+from offramp.calibration.sweep import choose
+from offramp.criteria import Criterion, make
+from offramp.engine.engine import Engine
+from offramp.engine.units import Finished, Unit
+from offramp.errors import DataError, KnobError, RunError
+from offramp.inputs.tokens import Encoded, Text, Tokenizer
+from offramp.run import Run
+from offramp.runtimes import Runtime, open_runtime
+from offramp.tasks import Task, make_task
+from offramp.traces.store import load_trace
+from offramp.types import Prediction
+
+__all__ = ["Classifier", "Setting", "load"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A criterion and its knobs, as one request uses them."""
+
+    criterion: Criterion
+    knobs: Mapping[str, float]
+    origin: str
+    """Where they come from, in words."""
+
+
+def load(
+    folder: str | Path,
+    *,
+    runtime: str | None = None,
+    device: str | None = None,
+    dtype: str = "float32",
+    batch_size: int = 32,
+) -> Classifier:
+    """Load a run folder.
+
+    Args:
+        folder: what ``offramp train`` wrote.
+        runtime: ``torch``; None: the fastest that is there.
+        device: ``cpu``, ``cuda``, ...; None: a GPU where there is one.
+        dtype: ``float32``, or ``bfloat16`` and ``float16``, in which neighbours in a batch can change an answer.
+        batch_size: most texts computed together. In float32 it changes no answer.
+
+    Raises:
+        RunError: the folder is no run, is damaged, or was written by a newer offramp.
+        MissingExtraError: the runtime is not installed.
+    """
+    if batch_size < 1:
+        raise KnobError(f"batch_size must be 1 or more, not {batch_size}")
+    run = Run.open(folder)
+    return Classifier(run, open_runtime(run.folder, runtime, device=device, dtype=dtype), batch_size=batch_size)
+
+
+class Classifier:
+    """A trained early-exit model.
+
+    Attributes:
+        run: its folder.
+        runtime: what computes.
+        tokenizer: texts to token ids.
+        task: logits to answers.
+        points: operating points, the default first.
+    """
+
+    def __init__(self, run: Run, runtime: Runtime, *, batch_size: int = 32) -> None:
+        self.run = run
+        self.runtime = runtime
+        self.batch_size = batch_size
+        self.tokenizer = Tokenizer.from_folder(run.folder, max_length=run.max_length)
+        self.task: Task = make_task(run.problem_type, run.id2label)
+        self.points: list[OperatingPoint] = read_points(run.folder)
+
+    @overload
+    def __call__(
+        self, texts: str, *, threshold: float | None = ..., speedup: float | None = ...,
+        max_layers: int | None = ..., full_depth: bool = ..., knobs: Mapping[str, float] | None = ...,
+    ) -> Prediction: ...  # fmt: skip
+    @overload
+    def __call__(
+        self, texts: Sequence[Text], *, threshold: float | None = ..., speedup: float | None = ...,
+        max_layers: int | None = ..., full_depth: bool = ..., knobs: Mapping[str, float] | None = ...,
+    ) -> list[Prediction]: ...  # fmt: skip
+    def __call__(
+        self,
+        texts: str | Sequence[Text],
+        *,
+        threshold: float | None = None,
+        speedup: float | None = None,
+        max_layers: int | None = None,
+        full_depth: bool = False,
+        knobs: Mapping[str, float] | None = None,
+    ) -> Prediction | list[Prediction]:
+        """Classify texts. Without options, at the default operating point.
+
+        Args:
+            texts: one text, or a list; a pair of texts is a tuple.
+            threshold: the criterion's threshold.
+            speedup: layer speed-up to reach, by the trace that training recorded on dev.
+            max_layers: leave after so many layers at the latest.
+            full_depth: no early exit.
+            knobs: any knobs of the criterion, by name.
+
+        Returns:
+            A prediction, or a list of them in the order of the texts.
+
+        Raises:
+            DataError: a text is not a string or a pair of strings.
+            KnobError: options that contradict each other or the criterion.
+        """
+        single = isinstance(texts, str)
+        setting = self.setting(
+            threshold=threshold, speedup=speedup, max_layers=max_layers, full_depth=full_depth, knobs=knobs
+        )
+        predictions = list(self.stream([texts] if isinstance(texts, str) else texts, setting))
+        return predictions[0] if single else predictions
+
+    def setting(
+        self,
+        *,
+        threshold: float | None = None,
+        speedup: float | None = None,
+        max_layers: int | None = None,
+        full_depth: bool = False,
+        knobs: Mapping[str, float] | None = None,
+    ) -> Setting:
+        """What options mean for this model: see ``__call__``."""
+        wishes = {
+            "threshold": threshold is not None,
+            "speedup": speedup is not None,
+            "full_depth": full_depth,
+            "knobs": knobs is not None,
+        }
+        chosen = [name for name, given in wishes.items() if given]
+        if len(chosen) > 1:
+            raise KnobError(f"{' and '.join(chosen)} contradict each other: give one")
+        cap = {} if max_layers is None else {"max_layers": float(max_layers)}
+        if full_depth:
+            return Setting(make("depth", problem_type=self.run.problem_type), cap, "full depth")
+        point = self.default_point
+        criterion = make(point.criterion, **point.settings)
+        if speedup is not None:
+            trace_path = self.run.folder / "traces" / "dev.safetensors"
+            if not trace_path.is_file():
+                raise KnobError(f"no speed-up can be promised: {self.run.folder} has no trace; run `offramp record`")
+            point = choose(load_trace(trace_path), criterion, speedup=speedup)
+            return Setting(criterion, {**point.knobs, **cap}, f"layer speed-up of {speedup:g} on dev")
+        given = dict(knobs or {}) if threshold is None else {"threshold": threshold}
+        unknown = sorted(given.keys() - criterion.knobs.keys())
+        if unknown:
+            raise KnobError(
+                f"this model leaves by {criterion.name!r}, which has no {unknown[0]}: "
+                f"it has {', '.join(criterion.knobs)}"
+            )
+        for name, value in given.items():
+            criterion.knobs[name].check(name, value)
+        origin = "as given" if given else f"operating point {point.name!r}"
+        return Setting(criterion, {**point.knobs, **given, **cap}, origin)
+
+    @property
+    def default_point(self) -> OperatingPoint:
+        """The operating point used where nothing is asked for.
+
+        Raises:
+            RunError: the run has none.
+        """
+        if not self.points:
+            raise RunError(f"{self.run.folder} has no operating_points.json: give --full-depth, or train it again")
+        return self.points[0]
+
+    def stream(self, texts: Iterable[Text], setting: Setting, *, chunk: int = 1024) -> Iterator[Prediction]:
+        """Classify a stream of texts, in its order, holding at most a few chunks in memory."""
+        engine = self.engine(setting)
+        truncated: dict[int, bool] = {}
+
+        def units() -> Iterator[Unit]:
+            number = 0
+            source = iter(texts)
+            while part := list(islice(source, chunk)):
+                for encoded in self.encode(part):
+                    truncated[number] = encoded.truncated
+                    yield Unit(number, encoded)
+                    number += 1
+
+        for finished in engine.run_in_order(units(), setting.knobs, chunk=chunk):
+            yield self.read(finished, truncated=truncated.pop(finished.id))
+
+    def engine(self, setting: Setting) -> Engine:
+        """A fresh engine for one setting."""
+        return Engine(self.runtime, setting.criterion, pad_token=self.tokenizer.pad_token, max_rows=self.batch_size)
+
+    def encode(self, texts: Sequence[Text]) -> list[Encoded]:
+        """Token ids, and a warning where texts are longer than the model reads."""
+        for text in texts:
+            if not isinstance(text, str) and not (isinstance(text, tuple | list) and len(text) == 2):
+                raise DataError(f"a text must be a string, or two strings for a pair, not {type(text).__name__}")
+        encoded = self.tokenizer.encode(texts)
+        cut = sum(item.truncated for item in encoded)
+        if cut:
+            which = "text is" if cut == 1 else "texts are"
+            logger.warning("%d %s longer than the model's %d tokens and was cut", cut, which, self.run.max_length)
+        return encoded
+
+    def read(self, finished: Finished, *, truncated: bool = False) -> Prediction:
+        """What people read."""
+        label, score = self.task.read(finished.answer)
+        return Prediction(label, score, finished.exit_layer, finished.layers_executed, truncated)

@@ -1,0 +1,108 @@
+"""What a recipe is: one paper's heads, training and criterion, put together from named parts.
+
+Recipe files import without torch, so that a served model can find its criterion: a head or an objective is named
+here, and looked up (``offramp.model.heads``, ``offramp.objectives``) when training needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from offramp.criteria import Criterion
+from offramp.errors import KnobError, UnsupportedError
+from offramp.types import ProblemType
+
+__all__ = ["Part", "Phase", "Recipe", "part"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A head or an objective by name, with its settings."""
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def changed(self, settings: Mapping[str, Any]) -> Part:
+        """The same part with some settings replaced."""
+        return replace(self, settings={**self.settings, **settings})
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in a run folder's config.json."""
+        return {"name": self.name, "settings": dict(self.settings)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Part:
+        """The inverse of ``to_json``."""
+        return cls(str(value["name"]), dict(value["settings"]))
+
+
+def part(name: str, **settings: Any) -> Part:
+    """A part by name: ``part("linear", dropout=0.1)``."""
+    return Part(name, settings)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One run of the optimiser."""
+
+    objective: Part
+    train: Literal["all", "heads", "backbone"] = "all"
+    """Whose parameters move: everything; the exits' only; the encoder's and its own head's only."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One paper's method."""
+
+    summary: str
+    """One line for people."""
+    source: str
+    """Authors, title, venue, address."""
+    head: Part
+    training: tuple[Phase, ...]
+    criteria: Mapping[ProblemType, Criterion]
+    """The rule it leaves by, for each problem type it serves."""
+    exits: Literal["all", "last"] = "all"
+    """Exits after every layer, or none but the last."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Training arguments (transformers' names) that differ from ``offramp.training.arguments``'s defaults."""
+
+    def criterion(self, problem_type: ProblemType) -> Criterion:
+        """The criterion for a problem type.
+
+        Raises:
+            UnsupportedError: the recipe does not serve it.
+        """
+        if problem_type not in self.criteria:
+            raise UnsupportedError(
+                f"this recipe serves {', '.join(self.criteria)} and the data is {problem_type}: "
+                "choose a recipe that serves it (`--recipe joint` serves all)"
+            )
+        return self.criteria[problem_type]
+
+    def changed(self, settings: Mapping[str, Any]) -> Recipe:
+        """The recipe with settings replaced: ``{"head.width": 64, "objective.alpha": 1.0, "criterion.lam": 5}``.
+
+        Raises:
+            KnobError: a name that does not begin with head, objective or criterion.
+        """
+        groups: dict[str, dict[str, Any]] = {"head": {}, "objective": {}, "criterion": {}}
+        for name, value in settings.items():
+            group, dot, key = name.partition(".")
+            if group not in groups or not dot:
+                raise KnobError(f"setting {name!r} must begin with head., objective. or criterion.")
+            groups[group][key] = value
+        try:
+            criteria = {kind: replace(rule, **groups["criterion"]) for kind, rule in self.criteria.items()}
+        except TypeError as error:
+            raise KnobError(f"this recipe's criterion has no such setting: {error}") from None
+        return replace(
+            self,
+            head=self.head.changed(groups["head"]),
+            training=tuple(
+                replace(phase, objective=phase.objective.changed(groups["objective"])) for phase in self.training
+            ),
+            criteria=criteria,
+        )

@@ -1,0 +1,144 @@
+"""The run folder: one folder holds a trained early-exit model and everything known of it.
+
+config.json (the backbone's own, plus an ``offramp`` section), model.safetensors, tokenizer files,
+operating_points.json, training.json, training_rows.safetensors, traces/, README.md. Torch-free: a served model reads
+it too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from offramp.errors import RunError
+from offramp.types import ProblemType
+
+__all__ = ["FORMAT", "Run", "replace_folder"]
+
+FORMAT = 1
+"""Of the ``offramp`` section in config.json; a reader refuses what is newer than itself."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder that has been checked."""
+
+    folder: Path
+    config: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """Read and check a run folder.
+
+        Raises:
+            RunError: there is no such folder, it is no run, it is damaged, or a newer offramp wrote it.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise RunError(f"there is no folder {folder}: give the folder that `offramp train --out` wrote")
+        config = cls._read(folder / "config.json")
+        section = config.get("offramp")
+        if not isinstance(section, dict):
+            raise RunError(f"{folder} is no offramp run: its config.json has no 'offramp' section")
+        if section.get("format", 0) > FORMAT:
+            raise RunError(
+                f"{folder} has run format {section['format']} and this offramp reads up to {FORMAT}: "
+                "upgrade with pip install -U offramp"
+            )
+        if not (folder / "model.safetensors").is_file() and not list(folder.glob("model-*.safetensors")):
+            raise RunError(f"{folder} is damaged: it has no model.safetensors")
+        return cls(folder, config)
+
+    @staticmethod
+    def _read(path: Path) -> dict[str, Any]:
+        if not path.is_file():
+            raise RunError(f"{path.parent} is no offramp run: it has no {path.name}")
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, UnicodeDecodeError) as error:
+            raise RunError(f"{path} is damaged: {error}") from None
+        if not isinstance(value, dict):
+            raise RunError(f"{path} is damaged: it should hold an object")
+        return value
+
+    @property
+    def section(self) -> Mapping[str, Any]:
+        """The ``offramp`` section of config.json."""
+        return cast("Mapping[str, Any]", self.config["offramp"])
+
+    @property
+    def problem_type(self) -> ProblemType:
+        """As in transformers."""
+        return cast("ProblemType", self.config.get("problem_type") or "single_label_classification")
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Class names by id."""
+        return {int(key): str(name) for key, name in (self.config.get("id2label") or {}).items()}
+
+    @property
+    def max_length(self) -> int:
+        """Tokens beyond which a text is cut."""
+        return int(self.section["max_length"])
+
+    @property
+    def recipe(self) -> str:
+        """Name of the recipe it was trained with."""
+        return str(self.section["recipe"])
+
+    @property
+    def uses_token_types(self) -> bool:
+        """Whether the backbone reads segment ids."""
+        return bool(self.section.get("token_types", False))
+
+
+@contextmanager
+def replace_folder(target: str | Path) -> Iterator[Path]:
+    """A temporary folder beside ``target`` that takes its place when the block ends well.
+
+    Where it does not - an error, no space left, Ctrl-C - ``target`` stays as it was and the temporary folder is
+    removed.
+
+    Raises:
+        RunError: ``target`` exists and is no run folder: it is not ours to replace.
+    """
+    target = Path(target)
+    check_replaceable(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = target.with_name(f"{target.name}.tmp-{os.getpid()}")
+    old = target.with_name(f"{target.name}.old-{os.getpid()}")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    try:
+        yield staging
+        if target.exists():
+            os.rename(target, old)
+        try:
+            os.rename(staging, target)
+        except BaseException:
+            if old.exists():
+                os.rename(old, target)
+            raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def check_replaceable(target: str | Path) -> None:
+    """Raise RunError where ``target`` exists and is neither empty nor a run folder."""
+    target = Path(target)
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise RunError(f"{target} is a file: give --out a folder")
+    if any(target.iterdir()):
+        try:
+            Run.open(target)
+        except RunError:
+            raise RunError(f"{target} exists and holds something else: give --out a new folder") from None

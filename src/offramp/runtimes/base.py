@@ -1,0 +1,58 @@
+"""The waist between engine and models: four calls, and what a runtime declares about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from offramp.types import Array, Batch, ExitOutput, ProblemType, Stage
+
+__all__ = ["Runtime", "RuntimeInfo"]
+
+Memory = Mapping[str, Array]
+"""What heads remember of each unit between exits: name -> array whose first axis is the unit."""
+
+
+@dataclass(frozen=True)
+class RuntimeInfo:
+    """What a runtime declares about itself; the contract tests measure the claims."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    problem_type: ProblemType
+    num_outputs: int
+    """C: classes or labels; 1 for regression."""
+    dtype: str = "float32"
+    batch_invariant: bool = True
+    """A text's answer does not depend on its neighbours in the batch."""
+    extras: Mapping[str, int] = field(default_factory=dict)
+    """Named extras every early exit gives -> their width (0: one number a unit)."""
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the full-depth model."""
+        return self.stages[-1].layers
+
+
+class Runtime(Protocol):
+    """Runs a model stage by stage. Hidden states and memory are the runtime's own arrays."""
+
+    @property
+    def info(self) -> RuntimeInfo: ...
+
+    def embed(self, inputs: Mapping[str, Array]) -> tuple[Array, Batch]:
+        """Inputs to hidden states before the first layer.
+
+        Args:
+            inputs: numpy arrays: ``ids`` [B], ``tokens`` [B, L], ``lengths`` [B], ``token_types`` [B, L] (optional).
+
+        Returns:
+            hidden [B, L, H] and the batch, as arrays of this runtime.
+        """
+
+    def run(self, stage: Stage, hidden: Array, batch: Batch, active: Array | None = None) -> Array:
+        """The layers of one stage: [B, L, H] -> [B, L, H]. Padding positions may hold anything."""
+
+    def exit(self, stage: Stage, hidden: Array, batch: Batch, memory: Memory) -> tuple[ExitOutput, Memory]:
+        """What the exit at the end of a stage says."""

@@ -1,0 +1,90 @@
+"""torch: the model as trained, stage by stage. The reference every other runtime is held to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offramp.errors import KnobError
+from offramp.model.backbone import cut
+from offramp.model.modeling import load_early_exit
+from offramp.runtimes.base import Memory, RuntimeInfo
+from offramp.types import Array, Batch, ExitOutput, Stage
+
+__all__ = ["TorchRuntime"]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class TorchRuntime:
+    """Runs an early-exit model of ``offramp.model``.
+
+    Args:
+        model: as ``add_exits`` or ``load_early_exit`` returned it; put into eval mode.
+        device: ``cpu``, ``cuda``, ``cuda:1``; None: where the model is.
+    """
+
+    def __init__(self, model: torch.nn.Module, *, device: str | torch.device | None = None) -> None:
+        self.model = model.eval() if device is None else model.eval().to(device)
+        self._cut = cut(self.model)  # type: ignore[arg-type]
+        parameter = next(self.model.parameters())
+        self.device = parameter.device
+        dtype = str(parameter.dtype).removeprefix("torch.")
+        self._info = RuntimeInfo(
+            name="torch",
+            stages=self.model.stages,  # type: ignore[arg-type]
+            problem_type=self.model.problem_type,  # type: ignore[arg-type]
+            num_outputs=self.model.config.num_labels,  # type: ignore[arg-type, union-attr]
+            dtype=dtype,
+            # bfloat16 and float16 round differently in kernels of different shapes; float32 stays within 1e-6.
+            batch_invariant=dtype == "float32",
+            extras=self.model.offramp.extras(),  # type: ignore[operator, union-attr]
+        )
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, *, device: str | None = None, dtype: str = "float32") -> TorchRuntime:
+        """Load a run folder. ``device`` None: a GPU where there is one.
+
+        Raises:
+            RunError: the folder is no run, or damaged.
+            KnobError: a dtype this runtime does not have.
+        """
+        if dtype not in _DTYPES:
+            raise KnobError(f"dtype must be one of {', '.join(_DTYPES)}, not {dtype!r}")
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(load_early_exit(folder, dtype=_DTYPES[dtype]), device=device)
+
+    @property
+    def info(self) -> RuntimeInfo:
+        """What this runtime declares."""
+        return self._info
+
+    @torch.inference_mode()
+    def embed(self, inputs: Mapping[str, Array]) -> tuple[Tensor, Batch]:
+        """Token and position embeddings; see ``runtimes.base.Runtime``."""
+        batch = Batch(
+            ids=self._tensor(inputs["ids"]),
+            tokens=self._tensor(inputs["tokens"]),
+            lengths=self._tensor(inputs["lengths"]),
+            token_types=self._tensor(inputs["token_types"]) if "token_types" in inputs else None,
+        )
+        return self._cut.embed(batch.tokens, batch.lengths, batch.token_types), batch
+
+    @torch.inference_mode()
+    def run(self, stage: Stage, hidden: Tensor, batch: Batch, active: Array | None = None) -> Tensor:
+        """The layers of one stage."""
+        return self.model.run_stage(self._cut, stage, hidden, batch.lengths)  # type: ignore[operator, no-any-return]
+
+    @torch.inference_mode()
+    def exit(self, stage: Stage, hidden: Tensor, batch: Batch, memory: Memory) -> tuple[ExitOutput, Memory]:
+        """What the exit after a stage says, in float32."""
+        output, memory = self.model.run_exit(self._cut, stage, hidden, batch.lengths, memory)  # type: ignore[operator]
+        extras = {name: value.float() for name, value in output.extras.items()}
+        return ExitOutput(output.logits.float(), extras), memory
+
+    def _tensor(self, array: Array) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)

@@ -1,0 +1,128 @@
+"""A criterion run over a trace: the same ``step`` that serves live traffic, on recorded outputs.
+
+A scored criterion has a fast path: its score is memoryless, so the trace is scored once and every threshold is a
+comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.criteria.base import Criterion, Scored
+from offramp.errors import DataError, KnobError, UnsupportedError
+from offramp.traces.trace import Trace
+from offramp.types import ExitOutput
+
+__all__ = ["Outcome", "check_fits", "exits_at", "replay", "running_minimum", "scores"]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """Where every unit left, and what it said there."""
+
+    exits: NDArray[np.int64]
+    """[U]: exit index, from 0."""
+    answers: NDArray[np.float32]
+    """[U, C]: logits, or what stands for them."""
+
+
+def replay(trace: Trace, criterion: Criterion, knobs: Mapping[str, float | NDArray[np.float64]]) -> Outcome:
+    """Let every unit of a trace leave where the criterion says; whoever reaches the last exit leaves there.
+
+    Args:
+        trace: U units.
+        criterion: any.
+        knobs: name -> one number for all, or [U]. Knobs left out have their defaults.
+
+    Raises:
+        KnobError: an unknown knob, or a value outside its range.
+        UnsupportedError: the criterion needs an extra that the exits do not give, or is made for other problems.
+    """
+    check_fits(trace, criterion)
+    settings = _knobs(criterion, knobs, trace.num_units)
+    exits = np.full(trace.num_units, trace.num_exits - 1, dtype=np.int64)
+    answers = np.array(trace.logits[-1])
+    inside = np.arange(trace.num_units)
+    state = criterion.start(inside)
+    for e, stage in enumerate(trace.stages):
+        if stage.is_last and not criterion.needs <= trace.gives(e):
+            break  # the last exit may lack what the others give; it answers with its own logits
+        output = trace.output(e)
+        rows = ExitOutput(output.logits[inside], {name: values[inside] for name, values in output.extras.items()})
+        decision, state = criterion.step(stage, rows, state, {name: v[inside] for name, v in settings.items()})
+        leave = np.ones(len(inside), dtype=bool) if stage.is_last else np.asarray(decision.leave)
+        exits[inside[leave]] = e
+        answers[inside[leave]] = decision.answer[leave]
+        inside, state = inside[~leave], {name: values[~leave] for name, values in state.items()}
+    return Outcome(exits, answers)
+
+
+def scores(trace: Trace, criterion: Scored) -> NDArray[np.float64]:
+    """[E, U]: the criterion's score of every unit at every exit; NaN at a last exit that lacks what it needs.
+
+    Raises:
+        UnsupportedError: the criterion needs an extra that the exits do not give, or is made for other problems.
+    """
+    check_fits(trace, criterion)
+    result = np.full((trace.num_exits, trace.num_units), np.nan)
+    for e in range(trace.num_exits):
+        if e < trace.num_exits - 1 or criterion.needs <= trace.gives(e):
+            result[e] = criterion.score(trace.output(e))
+    return result
+
+
+def running_minimum(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[E, U] scores -> [E - 1, U]: the smallest so far, at every exit but the last.
+
+    A unit has left by exit e exactly where this is below the threshold.
+    """
+    return np.minimum.accumulate(scores[:-1], axis=0)
+
+
+def exits_at(scores: NDArray[np.float64], thresholds: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Where units leave, at many thresholds at once: scores [E, U], thresholds [T] -> exit index [T, U]."""
+    lowest = running_minimum(scores)
+    small = np.uint8 if len(scores) < 256 else np.int64
+    exits = np.zeros((len(thresholds), scores.shape[1]), dtype=small)
+    for row in lowest:  # a unit goes on past each exit where nothing so far was below the threshold
+        exits += row[None, :] >= thresholds[:, None]
+    return exits.astype(np.int64)
+
+
+def check_fits(trace: Trace, criterion: Criterion) -> None:
+    """Raise UnsupportedError where the criterion cannot be run on the trace."""
+    if criterion.problem_type != trace.problem_type:
+        raise UnsupportedError(
+            f"criterion {criterion.name!r} was made for {criterion.problem_type}, and the trace is of "
+            f"{trace.problem_type}: make it with problem_type={trace.problem_type!r}"
+        )
+    for e in range(trace.num_exits - 1):
+        if missing := criterion.needs - trace.gives(e):
+            raise UnsupportedError(
+                f"criterion {criterion.name!r} needs {', '.join(sorted(missing))} at every exit, and exit {e} of this "
+                "trace does not give it: record a model that was trained with a recipe that does (`--recipe de3bert` "
+                "gives distances), or choose another criterion"
+            )
+
+
+def _knobs(
+    criterion: Criterion, given: Mapping[str, float | NDArray[np.float64]], units: int
+) -> dict[str, NDArray[np.float64]]:
+    """Every knob of the criterion as [U], checked."""
+    if unknown := set(given) - set(criterion.knobs):
+        raise KnobError(
+            f"criterion {criterion.name!r} has no knob {', '.join(sorted(unknown))}, only {', '.join(criterion.knobs)}"
+        )
+    result = {}
+    for name, knob in criterion.knobs.items():
+        values = np.asarray(given.get(name, knob.default), dtype=np.float64)
+        if values.ndim and values.shape != (units,):
+            raise DataError(f"knob {name!r} must be one number or one for each of {units} units: {list(values.shape)}")
+        for value in np.unique(values):
+            knob.check(name, float(value))
+        result[name] = np.broadcast_to(values, (units,))
+    return result

@@ -1,0 +1,94 @@
+"""Training arguments: transformers' own, by their own names, with our defaults.
+
+The defaults were chosen by measurement: docs/training.md holds the numbers and the command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from transformers import HfArgumentParser, TrainingArguments
+
+from offramp.errors import KnobError
+
+__all__ = ["ExitTrainingArguments", "make_arguments"]
+
+DEFAULTS: dict[str, Any] = {
+    "num_train_epochs": 5.0,
+    "learning_rate": 5e-5,
+    "head_learning_rate": None,
+    "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 64,
+    "weight_decay": 0.01,
+    "warmup_steps": 0.06,
+    "lr_scheduler_type": "linear",
+    "train_sampling_strategy": "group_by_length",
+    "eval_strategy": "steps",
+    "save_strategy": "steps",
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "exits_loss",
+    "greater_is_better": False,
+    "save_total_limit": 2,
+    "logging_steps": 50,
+    "report_to": "none",
+    "seed": 42,
+    "remove_unused_columns": False,
+}
+
+
+@dataclass
+class ExitTrainingArguments(TrainingArguments):
+    """``transformers.TrainingArguments`` and one of ours."""
+
+    head_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the exits; None: the encoder's."}
+    )
+
+
+def has_bfloat16() -> bool:
+    """Whether the GPU, or failing one the CPU, computes in bfloat16 rather than emulating it."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def make_arguments(
+    output_dir: str, given: Mapping[str, Any], *, recipe: Mapping[str, Any] | None = None
+) -> ExitTrainingArguments:
+    """Our defaults, over them the recipe's, over them what was given. Values may be strings, as on a command line.
+
+    Raises:
+        KnobError: a name transformers does not know (the nearest are offered), or a value it does not take.
+    """
+    names = {f.name for f in fields(ExitTrainingArguments) if f.init}
+    for name in given:
+        if name not in names:
+            near = get_close_matches(name, names, n=3)
+            hint = f"did you mean {' or '.join('--' + n for n in near)}?" if near else "see `offramp train --help`"
+            raise KnobError(f"no training argument is called --{name}: {hint}")
+    # transformers takes bf16 without a GPU only where it was told that the CPU is meant.
+    hardware = {"bf16": has_bfloat16(), "use_cpu": not torch.accelerator.is_available()}
+    values = {**hardware, **DEFAULTS, **(recipe or {}), "output_dir": output_dir}
+    values.update({name: _parse(name, value) for name, value in given.items()})
+    try:
+        return ExitTrainingArguments(**values)
+    except (ValueError, TypeError) as error:
+        raise KnobError(f"training arguments: {error}") from None
+
+
+def _parse(name: str, value: Any) -> Any:
+    """A command line's string as the type transformers declares for it."""
+    if not isinstance(value, str):
+        return value
+    parser = HfArgumentParser(ExitTrainingArguments, exit_on_error=False)  # type: ignore[arg-type]
+    action = next(action for action in parser._actions if action.dest == name)
+    if value.lower() in ("none", "null"):
+        return None
+    try:
+        return action.type(value) if callable(action.type) else value
+    except Exception as error:
+        raise KnobError(f"--{name} does not take {value!r}: {error}") from None

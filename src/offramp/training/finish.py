@@ -1,0 +1,95 @@
+"""What ``train`` leaves behind besides weights: a trace of dev, operating points chosen on it, and a model card."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from offramp.calibration.points import OperatingPoint, write_points
+from offramp.calibration.sweep import choose
+from offramp.engine.record import record
+from offramp.inputs.tokens import Encoded, Tokenizer
+from offramp.recipes import Recipe
+from offramp.runtimes.torch import TorchRuntime
+from offramp.traces.curves import static_exits
+from offramp.traces.store import save_trace
+from offramp.traces.trace import Trace
+from offramp.training.data import TrainingData, row_hashes
+
+__all__ = ["write_measured"]
+
+
+def write_measured(
+    folder: Path,
+    model: Any,
+    tokenizer: Tokenizer,
+    rows: Sequence[Encoded],
+    data: TrainingData,
+    recipe: Recipe,
+    max_drop: float,
+) -> OperatingPoint:
+    """Record dev through every exit, choose the default operating point, and write both with a model card.
+
+    The point is the fastest within ``max_drop`` points of full depth *on dev*, which also chose the checkpoint: it is
+    a sensible start, not a promise (``offramp calibrate`` makes promises).
+    """
+    trace = record(
+        TorchRuntime(model),
+        rows,
+        pad_token=tokenizer.pad_token,
+        labels=data.dev.labels,
+        batch_size=32,
+        id2label=data.id2label,
+        hashes=row_hashes(data.dev.texts),
+        model=weights_hash(folder),
+    )
+    (folder / "traces").mkdir(exist_ok=True)
+    save_trace(trace, folder / "traces" / "dev")
+    point = choose(trace, recipe.criterion(data.problem_type), max_drop=max_drop, name="default", chosen_on="dev")
+    write_points(folder, [point])
+    (folder / "README.md").write_text(_card(trace, point, recipe), encoding="utf-8")
+    return point
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256 of the weight files, which a trace remembers its model by."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("model*.safetensors")):
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _card(trace: Trace, point: OperatingPoint, recipe: Recipe) -> str:
+    """The model card: what it is, what was measured, how to use it."""
+    metric = point.measured["metric"]
+    rows = "\n".join(f"| {exit_['layer']} | {100 * exit_[metric]:.1f} |" for exit_ in static_exits(trace))
+    measured = point.measured
+    return f"""---
+library_name: offramp
+tags: [early-exit, text-classification]
+---
+# Early-exit classifier
+
+{recipe.summary} ({recipe.source}).
+
+Default operating point, chosen on the {measured["n"]} dev texts that also chose the checkpoint (so it is a start, not a
+promise): {point.criterion} with {", ".join(f"{k} {v:.4g}" for k, v in point.knobs.items())};
+{measured["metric"]} {100 * measured["score"]:.1f} against {100 * measured["full_depth_score"]:.1f} at full depth, layer
+speed-up {measured["layer_speedup"]:.2f}x.
+
+| layers | {measured["metric"]} on dev |
+|---|---|
+{rows}
+
+```python
+import offramp
+clf = offramp.load("path/to/this/folder")
+clf(["a gem", "neither here nor there"])
+```
+
+Plain `AutoModelForSequenceClassification.from_pretrained` loads the full-depth model from the same folder.
+"""

@@ -1,0 +1,374 @@
+"""From data and an encoder to a run folder: ``offramp train``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import platform
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, set_seed
+from transformers.utils import cached_file
+
+from offramp import __version__
+from offramp.errors import KnobError, RunError, UnsupportedError
+from offramp.inputs.tokens import Encoded, Tokenizer
+from offramp.model.exits import ExitSettings, make_stages
+from offramp.model.modeling import SECTION, add_exits, load_early_exit, load_plain, parameters_of
+from offramp.model.pooling import Pooling
+from offramp.recipes import Phase, Recipe, load_recipe
+from offramp.run import FORMAT, Run, check_replaceable, replace_folder
+from offramp.tasks import Task, make_task
+from offramp.training.arguments import ExitTrainingArguments, make_arguments
+from offramp.training.data import Examples, TrainingData, load_data, row_hashes
+from offramp.training.finish import write_measured
+from offramp.training.trainer import ExitProgress, ExitTrainer, exit_metrics
+from offramp.types import ProblemType
+
+__all__ = ["Plan", "train"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to train, on what, and where to put it."""
+
+    model: str
+    """Folder or hub name of an encoder."""
+    data: str
+    """Folder, file or hub name: see ``training.data.load_data``."""
+    out: Path
+    recipe: str = "de3bert"
+    dev: str | None = None
+    text_columns: Sequence[str] | None = None
+    label_column: str | None = None
+    problem_type: ProblemType | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Changes to the recipe: ``{"head.width": 64}``."""
+    exits: tuple[int, ...] | None = None
+    """Layers after which exits stand; None: as the recipe says."""
+    pooling: Pooling | None = None
+    """None: what the encoder was pretrained with."""
+    shared: bool = False
+    last_exit: Literal["model", "head"] = "model"
+    max_length: int | None = None
+    """None: the model's limit, at most 512."""
+    max_train_samples: int | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of transformers' Trainer by their own names, and ``head_learning_rate``."""
+    resume: bool = False
+    max_drop: float = 0.5
+    """Points of the main metric that the default operating point may lose on dev."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must not change between an interrupted training and its ``--resume``."""
+        kept = {key: getattr(self, key) for key in self.__dataclass_fields__ if key not in ("resume", "max_drop")}
+        return json.loads(json.dumps(kept, default=str))  # type: ignore[no-any-return]
+
+
+def train(plan: Plan) -> Run:
+    """Train, choose a default operating point on dev, and write the run folder.
+
+    Checkpoints live in ``<out>.training`` until the run folder is complete; ``plan.resume`` goes on from the last one.
+
+    Raises:
+        OfframpError: bad data, settings or folders; see ``offramp.errors``.
+    """
+    started = time.monotonic()
+    check_replaceable(plan.out)
+    recipe = load_recipe(plan.recipe).changed(plan.settings)
+    work = plan.out.with_name(plan.out.name + ".training")
+    arguments = make_arguments(str(work), plan.arguments, recipe=recipe.arguments)
+    set_seed(arguments.seed)
+    data = load_data(
+        plan.data,
+        dev=plan.dev,
+        text_columns=plan.text_columns,
+        label_column=plan.label_column,
+        problem_type=plan.problem_type,
+        seed=arguments.seed,
+    )
+    data = _limited(data, plan.max_train_samples, arguments.seed)
+    recipe.criterion(data.problem_type)  # says so now, not after hours of training, where it does not fit
+    main = arguments.process_index == 0
+    with arguments.main_process_first(desc="preparing the work folder"):
+        if main:
+            _prepare(work, plan)
+    tokenizer, max_length = _tokenizer(plan, work if main else None)
+    task = make_task(data.problem_type, data.id2label)
+    model = _model(plan, recipe, data)
+    _say_what_was_cut(train_rows := tokenizer.encode(data.train.texts), max_length)
+    dev_rows = tokenizer.encode(data.dev.texts)
+    history: list[dict[str, Any]] = []
+    for number, phase in enumerate(recipe.training, start=1):
+        model, log = _run_phase(
+            phase, number, model, arguments, work, plan, task, tokenizer,
+            _Rows(train_rows, data.train.labels), _Rows(dev_rows, data.dev.labels),
+        )  # fmt: skip
+        history += log
+    if not main:
+        return Run(plan.out, {})
+    section = {
+        "format": FORMAT,
+        "offramp_version": __version__,
+        "recipe": plan.recipe,
+        "recipe_settings": dict(plan.settings),
+        "max_length": max_length,
+        "token_types": tokenizer.token_types,
+        **model.settings.to_json(),
+    }
+    setattr(model.config, SECTION, section)
+    with replace_folder(plan.out) as folder:
+        model.save_pretrained(folder)
+        shutil.copytree(work / "tokenizer", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("config.json"))
+        save_file({"hashes": row_hashes(data.train.texts)}, folder / "training_rows.safetensors")
+        record = _record_of(plan, arguments, data, history, time.monotonic() - started)
+        (folder / "training.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+        write_measured(folder, model, tokenizer, dev_rows, data, recipe, plan.max_drop)
+    shutil.rmtree(work, ignore_errors=True)
+    return Run.open(plan.out)
+
+
+def _limited(data: TrainingData, most: int | None, seed: int) -> TrainingData:
+    """At most so many training rows, drawn by seed; dev stays whole."""
+    if most is None or most >= len(data.train):
+        return data
+    rows = np.random.default_rng(seed).permutation(len(data.train))[:most]
+    return replace(data, train=data.train.select(np.sort(rows)))
+
+
+def _prepare(work: Path, plan: Plan) -> None:
+    """The folder of checkpoints: fresh, or the interrupted one where ``--resume`` was asked for."""
+    path = work / "plan.json"
+    if not plan.resume:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        path.write_text(json.dumps(plan.fingerprint(), indent=1), encoding="utf-8")
+        return
+    if not path.is_file():
+        raise RunError(f"there is nothing to resume in {work}: train without --resume")
+    before, now = json.loads(path.read_text(encoding="utf-8")), plan.fingerprint()
+    changed = [key for key in now if now[key] != before.get(key) and key != "arguments"]
+    if changed:
+        raise KnobError(
+            f"--resume goes on with what was begun, and {changed[0]} was {before.get(changed[0])!r}: "
+            "give the same options, or train without --resume"
+        )
+
+
+def _tokenizer(plan: Plan, work: Path | None) -> tuple[Tokenizer, int]:
+    """The encoder's tokenizer as a served model will use it, and the length texts are cut at."""
+    try:
+        pretrained = AutoTokenizer.from_pretrained(plan.model)
+        config = AutoConfig.from_pretrained(plan.model)
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot load a tokenizer from {plan.model}: {str(error).splitlines()[0]}") from error
+    if not pretrained.is_fast:
+        raise UnsupportedError(f"{plan.model} has no fast tokenizer, which a served model needs (tokenizer.json)")
+    limit = _length_limit(pretrained, config)
+    if plan.max_length is not None and plan.max_length > limit:
+        raise KnobError(f"--max_length {plan.max_length} is more than {plan.model} reads: at most {limit}")
+    max_length = plan.max_length or min(limit, 512)
+    folder = (work or plan.out.with_name(f"{plan.out.name}.rank-{os.getpid()}")) / "tokenizer"
+    pretrained.save_pretrained(folder)
+    config.save_pretrained(folder)
+    tokenizer = Tokenizer.from_folder(folder, max_length=max_length)
+    if work is None:
+        shutil.rmtree(folder.parent)
+    return tokenizer, max_length
+
+
+def _length_limit(tokenizer: Any, config: Any) -> int:
+    """Tokens the model can read. RoBERTa's kin lose the positions up to the padding id to padding."""
+    positions = int(getattr(config, "max_position_embeddings", 0) or 10**9)
+    if config.model_type in ("roberta", "xlm-roberta", "mpnet"):
+        positions -= int(config.pad_token_id) + 1
+    return min(int(min(tokenizer.model_max_length, 10**9)), positions)
+
+
+def _model(plan: Plan, recipe: Recipe, data: TrainingData) -> PreTrainedModel:
+    model = load_plain(
+        plan.model,
+        num_labels=len(data.id2label) or 1,
+        id2label=data.id2label or {0: "value"},
+        label2id={name: i for i, name in (data.id2label or {0: "value"}).items()},
+        problem_type=data.problem_type,
+        ignore_mismatched_sizes=True,
+    )
+    objective = recipe.training[0].objective
+    layers = plan.exits if plan.exits is not None else None if recipe.exits == "all" else ()
+    settings = ExitSettings(
+        head=recipe.head.name,
+        head_settings=recipe.head.settings,
+        layers=layers,
+        pooling=plan.pooling or pretrained_pooling(plan.model),
+        shared=plan.shared,
+        last_exit=plan.last_exit,
+        objective=objective.name,
+        objective_settings=objective.settings,
+    )
+    if layers is not None:
+        make_stages(int(model.config.num_hidden_layers), layers)  # a clear error before anything is built
+    return add_exits(model, settings)
+
+
+def pretrained_pooling(name: str) -> Pooling:
+    """How the encoder was pretrained to be pooled: sentence encoders say so; the others have a pooler or head.
+
+    A sentence-transformers checkpoint carries ``1_Pooling/config.json``. On such encoders early exits over [CLS] stay
+    at chance while the mean over tokens works (docs/training.md).
+    """
+    path = cached_file(
+        name, "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False, _raise_exceptions_for_gated_repo=False,
+    )  # fmt: skip
+    if path is None:
+        return "backbone"
+    config = json.loads(Path(path).read_text(encoding="utf-8"))
+    mean = config.get("pooling_mode_mean_tokens") or config.get("pooling_mode") == "mean"
+    return "mean" if mean else "cls"
+
+
+def _say_what_was_cut(rows: Sequence[Encoded], max_length: int) -> None:
+    cut = sum(row.truncated for row in rows)
+    if cut:
+        logger.warning("%d of %d training texts are longer than %d tokens and were cut", cut, len(rows), max_length)
+
+
+class _Rows(torch.utils.data.Dataset[dict[str, Any]]):
+    """Encoded rows as Trainer wants them."""
+
+    def __init__(self, rows: Sequence[Encoded], labels: np.ndarray[Any, Any]) -> None:
+        self.rows, self.labels = rows, labels
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.rows[index]
+        item = {"input_ids": row.tokens, "labels": self.labels[index]}
+        return item if row.token_types is None else {**item, "token_type_ids": row.token_types}
+
+
+@dataclass(frozen=True)
+class _Collate:
+    """Rows to padded tensors."""
+
+    pad_token: int
+
+    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        width = max(len(item["input_ids"]) for item in items)
+        names = [name for name in ("input_ids", "token_type_ids") if name in items[0]]
+        batch = {name: np.zeros((len(items), width), dtype=np.int64) for name in names}
+        batch["input_ids"].fill(self.pad_token)
+        mask = np.zeros((len(items), width), dtype=np.int64)
+        for i, item in enumerate(items):
+            mask[i, : len(item["input_ids"])] = 1
+            for name in names:
+                batch[name][i, : len(item[name])] = item[name]
+        tensors = {name: torch.from_numpy(value) for name, value in (*batch.items(), ("attention_mask", mask))}
+        return {**tensors, "labels": torch.from_numpy(np.stack([item["labels"] for item in items]))}
+
+
+def _run_phase(
+    phase: Phase,
+    number: int,
+    model: PreTrainedModel,
+    arguments: ExitTrainingArguments,
+    work: Path,
+    plan: Plan,
+    task: Task,
+    tokenizer: Tokenizer,
+    train_rows: _Rows,
+    dev_rows: _Rows,
+) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
+    """One run of the optimiser, or its result where an interrupted training had finished it."""
+    folder = work / f"phase-{number}"
+    finished = folder / "finished"
+    if finished.is_dir():
+        return load_early_exit(finished), json.loads((folder / "history.json").read_text(encoding="utf-8"))
+    model.train()
+    for which in ("backbone", "heads"):
+        for _, parameter in parameters_of(model, which):
+            parameter.requires_grad_(phase.train in ("all", which))
+    trainer = ExitTrainer(
+        moves=phase.train,
+        model=model,
+        args=_phase_arguments(arguments, folder, len(train_rows)),
+        train_dataset=train_rows,
+        eval_dataset=dev_rows,
+        data_collator=_Collate(tokenizer.pad_token),
+        compute_metrics=exit_metrics(task, [stage.layers for stage in model.stages]),
+    )
+    trainer.callback_handler.callbacks = [
+        callback for callback in trainer.callback_handler.callbacks if "Progress" not in type(callback).__name__
+    ]
+    trainer.add_callback(ExitProgress(task.main_metric))
+    trainer.train(resume_from_checkpoint=_last_checkpoint(folder) if plan.resume else None)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    history = [{"phase": number, **entry} for entry in trainer.state.log_history]
+    if trainer.is_world_process_zero() and len(load_recipe(plan.recipe).training) > number:
+        (folder / "history.json").write_text(json.dumps(history), encoding="utf-8")
+        with replace_folder(finished) as staging:
+            model.save_pretrained(staging)
+    return model, history
+
+
+def _phase_arguments(arguments: ExitTrainingArguments, folder: Path, rows: int) -> ExitTrainingArguments:
+    """Evaluate and save every epoch, or every 500 steps where an epoch is longer, unless it was set."""
+    changes: dict[str, Any] = {"output_dir": str(folder)}
+    if arguments.eval_steps is None and arguments.eval_strategy == "steps":
+        per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+        steps = min(500, max(1, math.ceil(rows / per_step)))
+        changes |= {"eval_steps": steps, "save_steps": steps}
+    return replace(arguments, **changes)
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest complete checkpoint: trainer_state.json is what transformers writes last."""
+    complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    newest = max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return None if newest is None else str(newest)
+
+
+def _record_of(
+    plan: Plan, arguments: ExitTrainingArguments, data: TrainingData, history: list[dict[str, Any]], seconds: float
+) -> dict[str, Any]:
+    """training.json: enough to train it again."""
+    kept = ("seed", "num_train_epochs", "learning_rate", "head_learning_rate", "per_device_train_batch_size", "bf16",
+            "weight_decay", "warmup_steps", "lr_scheduler_type", "gradient_accumulation_steps", "world_size",
+            "train_sampling_strategy", "metric_for_best_model")  # fmt: skip
+    return {
+        "plan": plan.fingerprint(),
+        "arguments": {name: _plain(getattr(arguments, name)) for name in kept},
+        "rows": {"train": len(data.train.texts), "dev": len(data.dev.texts)},
+        "sources": {"train": _name(data.train), "dev": _name(data.dev)},
+        "versions": {
+            "offramp": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")},
+        },
+        "seconds": round(seconds, 1),
+        "history": history,
+    }
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (int, float, str, bool, type(None))) else str(getattr(value, "value", value))
+
+
+def _name(examples: Examples) -> str:
+    return Path(examples.source).name

@@ -1,0 +1,111 @@
+"""transformers.Trainer with what exits add: two learning rates, metrics of every exit, a stop at a loss gone wrong.
+
+The loss itself lives in the model, so a plain Trainer trains it as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import EvalPrediction, ProgressCallback, Trainer
+
+from offramp.errors import TrainingError
+from offramp.model.modeling import parameters_of
+from offramp.tasks import Task
+
+__all__ = ["ExitProgress", "ExitTrainer", "exit_metrics"]
+
+
+class ExitTrainer(Trainer):
+    """Trainer for a model with exits.
+
+    Args:
+        moves: whose parameters this phase trains.
+        **kwargs: Trainer's own.
+    """
+
+    def __init__(self, *, moves: Literal["all", "heads", "backbone"] = "all", **kwargs: Any) -> None:
+        self.moves = moves
+        super().__init__(**kwargs)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """AdamW over encoder and exits, each with its learning rate; biases and norms without decay."""
+        if self.optimizer is None:
+            cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            options.pop("params", None)
+            self.optimizer = cls(self._groups(), **options)
+        return self.optimizer
+
+    def _groups(self) -> list[dict[str, Any]]:
+        decayed = set(self.get_decay_parameter_names(self.model))
+        head_rate = self.args.head_learning_rate or self.args.learning_rate
+        groups = []
+        for which, rate in (("backbone", self.args.learning_rate), ("heads", head_rate)):
+            if self.moves not in ("all", which):
+                continue
+            named = [(name, p) for name, p in parameters_of(self.model, which) if p.requires_grad]
+            for decay in (True, False):
+                params = [p for name, p in named if (name in decayed) == decay]
+                if params:
+                    decay_rate = self.args.weight_decay if decay else 0.0
+                    groups.append({"params": params, "lr": rate, "weight_decay": decay_rate})
+        return groups
+
+    def training_step(self, model: nn.Module, inputs: Mapping[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """One micro-batch; a loss that is no number ends the training before the optimiser sees it."""
+        loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
+        if not math.isfinite(loss.item()):
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}: training stopped, and the last good "
+                f"checkpoint is kept in {self.args.output_dir}; go on with --resume and a lower --learning_rate"
+            )
+        return loss
+
+
+def exit_metrics(task: Task, layers: Sequence[int]) -> Callable[[EvalPrediction], dict[str, float]]:
+    """Metrics of every exit: ``exit_3_accuracy``, ..., the last exit's, and the mean dev loss over exits."""
+
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        logits = np.asarray(prediction.predictions[1], dtype=np.float64)  # [N, E, C]
+        labels = np.asarray(prediction.label_ids)
+        result = {"exits_loss": float(np.mean([_loss(task, logits[:, e], labels) for e in range(logits.shape[1])]))}
+        for e, layer in enumerate(layers):
+            metrics = task.metrics(task.answers(logits[:, e]), labels)
+            result[f"exit_{layer}_{task.main_metric}"] = metrics[task.main_metric]
+        result.update(metrics)
+        return result
+
+    return compute
+
+
+def _loss(task: Task, logits: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> float:
+    """Mean loss of one exit in float64: [N, C] and labels."""
+    from offramp.objectives.base import exit_loss
+
+    return float(exit_loss(torch.from_numpy(logits), torch.from_numpy(labels), task.problem_type))
+
+
+class ExitProgress(ProgressCallback):
+    """Trainer's bar with time left, and one readable line per evaluation instead of a dictionary."""
+
+    def __init__(self, metric: str) -> None:
+        super().__init__()
+        self.metric = metric
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or self.training_bar is None or not logs:
+            return
+        if "loss" in logs:
+            self.training_bar.set_postfix_str(f"loss {float(logs['loss']):.3f}")
+        if "eval_exits_loss" in logs:
+            names = [key for key in logs if key.startswith("eval_exit_") and key.endswith(self.metric)]
+            values = " ".join(f"{100 * float(logs[key]):.1f}" for key in names)
+            self.training_bar.write(
+                f"epoch {logs['epoch']:.2f}  dev {self.metric} by exit: {values}  "
+                f"mean loss {logs['eval_exits_loss']:.4f}"
+            )

@@ -1,0 +1,109 @@
+"""Criteria against numbers worked out by hand: three texts, three classes, six layers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from offramp.criteria import make
+from offramp.criteria.distance import fuse
+from offramp.criteria.entropy import normalised_entropy
+from offramp.traces.replay import replay
+from offramp.traces.trace import Trace
+
+PROBABILITIES = {
+    # gains confidence
+    "A": [[0.40, 0.35, 0.25], [0.55, 0.30, 0.15], [0.75, 0.15, 0.10], [0.90, 0.06, 0.04], [0.96, 0.03, 0.01],
+          [0.98, 0.01, 0.01]],
+    # confident, then changes its mind
+    "B": [[0.85, 0.10, 0.05], [0.45, 0.50, 0.05], [0.30, 0.60, 0.10], [0.25, 0.65, 0.10], [0.10, 0.85, 0.05],
+          [0.04, 0.95, 0.01]],
+    # never confident
+    "C": [[0.34, 0.33, 0.33], [0.34, 0.36, 0.30], [0.42, 0.30, 0.28], [0.36, 0.30, 0.34], [0.38, 0.42, 0.20],
+          [0.37, 0.40, 0.23]],
+}  # fmt: skip
+ENTROPIES = {
+    "A": [0.9835, 0.8871, 0.6650, 0.3572, 0.1733, 0.1019],
+    "B": [0.4717, 0.7789, 0.8173, 0.7799, 0.4717, 0.2035],
+    "C": [0.9999, 0.9974, 0.9849, 0.9974, 0.9593, 0.9762],
+}
+
+
+def trace_of(logits: np.ndarray, problem_type: str = "single_label_classification") -> Trace:
+    """[E, U, C] to a trace with an exit after every layer."""
+    return Trace(
+        logits=np.asarray(logits, dtype=np.float32),
+        layers=np.arange(1, len(logits) + 1),
+        lengths=np.ones(logits.shape[1], dtype=np.int64),
+        problem_type=problem_type,  # type: ignore[arg-type]
+        id2label={c: str(c) for c in range(logits.shape[2])},
+    )
+
+
+@pytest.fixture
+def trace() -> Trace:
+    return trace_of(np.log(np.array([PROBABILITIES[name] for name in "ABC"])).transpose(1, 0, 2))
+
+
+def leaving_layers(trace: Trace, name: str, **knobs: float) -> list[int]:
+    criterion = make(name, problem_type=trace.problem_type)
+    return [int(layer) for layer in trace.layers[replay(trace, criterion, knobs).exits]]
+
+
+@pytest.mark.parametrize("text", "ABC")
+def test_normalised_entropy_of_each_layer(text: str) -> None:
+    found = normalised_entropy(np.log(np.array(PROBABILITIES[text])))
+    np.testing.assert_allclose(found, ENTROPIES[text], atol=5.1e-5)
+
+
+def test_entropy_in_nats_as_deebert_has_it(trace: Trace) -> None:
+    assert leaving_layers(trace, "entropy", threshold=0.5 / np.log(3)) == [4, 6, 6]
+
+
+def test_normalised_entropy_as_fastbert_has_it(trace: Trace) -> None:
+    assert leaving_layers(trace, "entropy", threshold=0.5) == [4, 1, 6]
+
+
+def test_largest_probability(trace: Trace) -> None:
+    # max p >= .8; the doubt 1 - max p is below .2 for the same layers, none of which stands at .8 itself.
+    assert leaving_layers(trace, "confidence", threshold=0.2) == [4, 1, 6]
+
+
+def test_answer_is_the_leaving_exits(trace: Trace) -> None:
+    outcome = replay(trace, make("confidence"), {"threshold": 0.2})
+    assert outcome.answers.argmax(axis=-1).tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize(("patience", "layers"), [(1, [2, 3, 4]), (2, [3, 4, 6]), (3, [4, 5, 6])])
+def test_patience(trace: Trace, patience: int, layers: list[int]) -> None:
+    assert leaving_layers(trace, "patience", patience=patience) == layers
+
+
+@pytest.mark.parametrize(("delta", "patience", "layer"), [(0.1, 1, 4), (0.1, 2, 5), (0.1, 3, 6), (0.0, 1, 6)])
+def test_regression_patience(delta: float, patience: int, layer: int) -> None:
+    numbers = np.array([1.0, 2.0, 2.3, 2.35, 2.31, 2.30]).reshape(6, 1, 1)
+    trace = trace_of(numbers, "regression")
+    assert leaving_layers(trace, "patience_delta", delta=delta, patience=patience) == [layer]
+
+
+EDR_PAIRS = [(0.5, 0.01), (0.05, 0.01), (0.02, 0.6), (0.5, 0.6), (0.9, 0.01), (0.9, 0.1)]
+"""(distance ratio, entropy)."""
+EDR_TABLE = {
+    0.1: [0.0110, 0.0108, 0.1650, 0.5893, 0.0110, 0.1088],
+    1.0: [0.0196, 0.0167, 0.0387, 0.5455, 0.0198, 0.1800],
+    5.0: [0.0545, 0.0300, 0.0238, 0.5143, 0.0568, 0.3857],
+    10.0: [0.0917, 0.0367, 0.0219, 0.5077, 0.0990, 0.5211],
+    50.0: [0.2550, 0.0464, 0.0204, 0.5016, 0.3279, 0.7780],
+}
+
+
+@pytest.mark.parametrize("lam", EDR_TABLE)
+def test_edr_table(lam: float) -> None:
+    ratio, entropy = np.array(EDR_PAIRS).T
+    np.testing.assert_allclose(fuse(entropy, ratio, lam=lam), EDR_TABLE[lam], atol=5.1e-5)
+
+
+def test_edr_limits() -> None:
+    ratio, entropy = np.array(EDR_PAIRS).T
+    np.testing.assert_allclose(fuse(entropy, ratio, lam=0.0), entropy, rtol=1e-5)
+    np.testing.assert_allclose(fuse(entropy, ratio, lam=float("inf")), ratio, rtol=1e-5)

@@ -1,0 +1,203 @@
+"""Who runs next: each rule by itself, then all promises at once under random traffic."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from offramp.engine.scheduler import Scheduler, Work, alike
+from offramp.errors import KnobError
+
+
+def scheduler(stages=3, *, max_rows=2, max_tokens=None, patience_steps=100, waste=math.inf):
+    return Scheduler(stages, max_rows=max_rows, max_tokens=max_tokens, patience_steps=patience_steps, waste=waste)
+
+
+def put(queues, stage, *ids, length=5):
+    queues.put(stage, ids, [length] * len(ids))
+
+
+# Batches of like length
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), max_size=60),
+    max_rows=st.integers(1, 9),
+    max_tokens=st.one_of(st.just(math.inf), st.integers(1, 200)),
+    waste=st.sampled_from([1.0, 1.1, 1.5, 3.0, math.inf]),
+)
+def test_every_row_is_in_one_batch_within_all_limits(lengths, max_rows, max_tokens, waste):
+    batches = alike(lengths, max_rows=max_rows, max_tokens=max_tokens, waste=waste)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    assert [lengths[row] for batch in batches for row in batch] == sorted(lengths, reverse=True)
+    for i, batch in enumerate(batches):
+        longest, real = lengths[batch[0]], sum(lengths[row] for row in batch)
+        assert 1 <= len(batch) <= max_rows
+        if len(batch) > 1:
+            assert longest * len(batch) <= min(max_tokens, waste * real)
+        if i + 1 < len(batches):  # closed because one more row would not do
+            real += lengths[batches[i + 1][0]]
+            assert len(batch) == max_rows or longest * (len(batch) + 1) > min(max_tokens, waste * real)
+
+
+# The four rules
+
+
+def test_nothing_to_do():
+    assert scheduler().next() is None
+
+
+def test_starving_rows_go_before_a_full_stage():
+    queues = scheduler(patience_steps=1, max_rows=2)
+    put(queues, 1, 1)
+    put(queues, 2, 2, 3)
+    put(queues, 0, 4)
+    assert queues.next() == Work(2, [2, 3])  # row 1 is passed over once
+    put(queues, 2, 5, 6)
+    assert queues.next() == Work(1, [1])
+    assert queues.next() == Work(2, [5, 6])
+    assert queues.next() == Work(0, [4])
+
+
+def test_no_patience_is_depth_first():
+    queues = scheduler(4, patience_steps=0, max_rows=2)
+    put(queues, 0, 1, 2)
+    put(queues, 0, 3, 4)
+    seen = []
+    while (work := queues.next()) is not None:
+        seen.append(work)
+        if work.stage < 3:
+            queues.put(work.stage + 1, work.ids, [5] * len(work.ids))
+    assert [work.stage for work in seen] == [0, 1, 2, 3] * 2
+
+
+def test_the_deepest_full_stage_goes_before_inputs():
+    queues = scheduler(4)
+    put(queues, 0, 1, 2)
+    put(queues, 1, 3, 4)
+    put(queues, 2, 5, 6)
+    put(queues, 3, 7)
+    assert [queues.next() for _ in range(3)] == [Work(2, [5, 6]), Work(1, [3, 4]), Work(0, [1, 2])]
+
+
+def test_a_stage_is_full_of_tokens_too():
+    queues = scheduler(max_rows=10, max_tokens=10)
+    put(queues, 0, 1)
+    put(queues, 1, 2, 3)
+    assert queues.next() == Work(1, [2, 3])
+
+
+def test_without_inputs_the_shallowest_stage_goes_first():
+    queues = scheduler(4, max_rows=5)
+    put(queues, 3, 1)
+    put(queues, 1, 2)
+    put(queues, 2, 3)
+    assert queues.next() == Work(1, [2])
+    put(queues, 2, 2)
+    assert queues.next() == Work(2, [3, 2])
+    put(queues, 3, 3)
+    assert queues.next() == Work(3, [1, 3])
+
+
+def test_a_full_stage_runs_its_fullest_batch_and_the_odd_row_waits_for_company():
+    queues = scheduler(max_rows=3, waste=1.5)
+    put(queues, 1, 1, length=50)
+    put(queues, 1, 2, 3, length=5)
+    put(queues, 0, 4)
+    assert queues.next() == Work(1, [2, 3])
+    assert queues.next() == Work(0, [4])
+    assert queues.next() == Work(1, [1])
+
+
+def test_the_oldest_input_goes_in_the_company_of_its_like():
+    queues = scheduler(max_rows=2)
+    queues.put(0, [1, 2, 3, 4, 5], [9, 2, 8, 3, 1])
+    assert [queues.next().ids for _ in range(3)] == [[1, 3], [4, 2], [5]]
+    assert queues.next() is None
+
+
+def test_inputs_that_come_later_join_a_batch_that_has_room():
+    queues = scheduler(max_rows=2)
+    queues.put(0, [1, 2, 3], [9, 9, 4])
+    assert queues.next().ids == [1, 2]
+    queues.put(0, [4], [4])
+    assert queues.next().ids == [3, 4]
+
+
+def test_a_long_backlog_is_planned_in_part_but_runs_whole():
+    queues = scheduler(max_rows=1)
+    queues.put(0, range(200), [1 + i % 7 for i in range(200)])
+    assert sorted(queues.next().ids[0] for _ in range(200)) == list(range(200))
+
+
+def test_drop():
+    queues = scheduler(max_rows=2)
+    put(queues, 0, 1, 2)
+    put(queues, 1, 3)
+    assert queues.drop([2, 3, 9, 2]) == {2: 0, 3: 1}
+    assert len(queues) == queues.waiting == 1
+    assert 1 in queues
+    assert 2 not in queues
+    assert queues.next() == Work(0, [1])
+    assert queues.next() is None
+
+
+@pytest.mark.parametrize("wrong", [{"max_rows": 0}, {"max_tokens": 0}, {"patience_steps": -1}, {"waste": 0.9}])
+def test_settings_outside_what_they_may_be(wrong):
+    with pytest.raises(KnobError):
+        scheduler(**wrong)
+
+
+# All promises under random traffic
+
+
+@given(st.data())
+def test_promises_under_random_traffic(data):
+    stages, max_rows = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 4))
+    max_tokens, patience = data.draw(st.sampled_from([None, 8, 30])), data.draw(st.integers(0, 6))
+    queues = scheduler(stages, max_rows=max_rows, max_tokens=max_tokens, patience_steps=patience, waste=1.5)
+    lengths: dict[int, int] = {}
+    arrivals: list[int] = []  # inputs that wait, oldest first
+    parked: dict[int, list[int]] = {}  # row -> [stage, how often passed over, allowed]
+    ran: dict[int, int] = {}
+    for _ in range(data.draw(st.integers(1, 60))):
+        new = [len(lengths) + i for i in range(data.draw(st.integers(0, 3)))]
+        lengths.update((row, data.draw(st.integers(1, 12))) for row in new)
+        arrivals += new
+        queues.put(0, new, [lengths[row] for row in new])
+        work = queues.next()
+        if work is None:
+            assert not arrivals
+            assert not parked
+            continue
+        check_batch(work, [lengths[row] for row in work.ids], max_rows, max_tokens)
+        if work.stage == 0:
+            assert arrivals[0] in work.ids
+            arrivals = [row for row in arrivals if row not in work.ids]
+        for row in work.ids:
+            assert ran.get(row, -1) == work.stage - 1
+            ran[row] = work.stage
+            if work.stage:
+                assert parked.pop(row)[0] == work.stage
+        for place in parked.values():
+            place[1] += 1
+            assert place[1] <= place[2]
+        stay = [row for row in work.ids if work.stage + 1 < stages and data.draw(st.booleans())]
+        queues.put(work.stage + 1, stay, [lengths[row] for row in stay])
+        before = len(parked)
+        # Passed over `patience` times, and once for each row parked earlier (those parked now are of one stage).
+        parked.update((row, [work.stage + 1, 0, patience + before + len(stay)]) for row in stay)
+        assert len(parked) <= (stages - 1) * (max_rows - 1) + max_rows
+        assert queues.waiting == len(arrivals)
+        assert len(queues) == len(arrivals) + len(parked)
+
+
+def check_batch(work, lengths, max_rows, max_tokens):
+    assert 1 <= len(lengths) <= max_rows
+    if len(lengths) > 1:
+        positions = max(lengths) * len(lengths)
+        assert positions <= 1.5 * sum(lengths)
+        assert max_tokens is None or positions <= max_tokens
