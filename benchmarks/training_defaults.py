@@ -1,0 +1,108 @@
+"""Which training defaults: one change at a time on several tasks, cell by cell, resumable.
+
+    python benchmarks/training_defaults.py --model MINILM --data DATA --work runs/defaults [--minutes 60]
+
+DATA holds a folder a task. A cell is a task and one change to the base set-up; finished cells are kept and skipped.
+Each is judged on dev by the score of entropy exit, knobs chosen on one half and scored on the other: its area over
+layer fractions, its score at 2x, and full depth. Writes benchmarks/results/training_defaults.json after every cell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from offramp.bench.provenance import provenance, write_result
+from offramp.calibration.compare import compare
+from offramp.traces.store import load_trace
+from offramp.training.train import Plan, train
+
+RESULT = Path(__file__).parent / "results" / "training_defaults.json"
+TASKS = {"sst2": 5000, "cola": 5000, "banking77": 5000, "mrpc": 3668}
+"""Task -> training rows: of the large ones a part, so that a cell takes minutes."""
+BASE: dict[str, Any] = {"num_train_epochs": 5, "learning_rate": 5e-5, "seed": 42}
+CHANGES: dict[str, dict[str, Any]] = {
+    "base": {},
+    "learning_rate 1e-4": {"arguments": {"learning_rate": 1e-4}},
+    "head_learning_rate 1e-3": {"arguments": {"head_learning_rate": 1e-3}},
+    "10 epochs": {"arguments": {"num_train_epochs": 10}},
+    "pooling cls": {"pooling": "cls"},
+    "learning_rate 2e-4": {"arguments": {"learning_rate": 2e-4}},
+    "3 epochs": {"arguments": {"num_train_epochs": 3}},
+    "objective by depth": {"settings": {"objective.by": "depth"}},
+    "last exit pooled": {"last_exit": "head"},
+}
+
+
+def run_cell(task: str, change: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Train one cell and judge it."""
+    out = options.work / "cell"
+    shutil.rmtree(out, ignore_errors=True)
+    plan = Plan(
+        model=options.model,
+        data=str(Path(options.data) / task),
+        out=out,
+        max_train_samples=TASKS[task],
+        max_length=128,
+        settings=change.get("settings", {}),
+        pooling=change.get("pooling"),
+        last_exit=change.get("last_exit", "model"),
+        arguments={**BASE, **change.get("arguments", {})},
+    )
+    train(plan)
+    trace = load_trace(out / "traces" / "dev")
+    result = compare(trace, targets=(2.0, 3.0), splits=20, resamples=200)
+    rows = {row["name"]: row for row in result["rows"]}
+    entropy = rows["entropy"]
+    return {
+        "n": result["n"],
+        "full_depth": result["full_depth"]["score"],
+        "exits": [one["score"] for one in result["exits"]],
+        "area": entropy["area"],
+        "at_2x": None if entropy["cells"][0] is None else entropy["cells"][0]["score"],
+        "at_3x": None if entropy["cells"][1] is None else entropy["cells"][1]["score"],
+        "seconds": json.loads((out / "training.json").read_text())["seconds"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--work", type=Path, default=Path("runs/defaults"))
+    parser.add_argument("--minutes", type=float, default=60.0, help="begin no cell after so many minutes")
+    options = parser.parse_args()
+    deadline = time.monotonic() + 60 * options.minutes
+    cells: list[dict[str, Any]] = json.loads(RESULT.read_text())["cells"] if RESULT.is_file() else []
+    done = {(cell["task"], cell["change"]) for cell in cells}
+    for name, change in CHANGES.items():
+        for task in TASKS:
+            if (task, name) in done or time.monotonic() > deadline:
+                continue
+            cell = {"task": task, "change": name, "train_rows": TASKS[task], **run_cell(task, change, options)}
+            cells.append(cell)
+            write_result(RESULT, {"base": BASE, "cells": cells, **provenance(seeds=[BASE["seed"]])})
+            print(json.dumps(cell), flush=True)
+    report(cells)
+
+
+def report(cells: list[dict[str, Any]]) -> None:
+    """Differences to the base set-up, in points."""
+    base = {cell["task"]: cell for cell in cells if cell["change"] == "base"}
+    for cell in cells:
+        if cell["task"] not in base:
+            continue
+        gaps = {
+            key: f"{100 * (cell[key] - base[cell['task']][key]):+.1f}"
+            for key in ("area", "at_2x", "full_depth")
+            if cell[key] is not None and base[cell["task"]][key] is not None
+        }
+        print(f"{cell['task']:<10} {cell['change']:<24} {gaps}")
+
+
+if __name__ == "__main__":
+    main()
