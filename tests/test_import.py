@@ -92,6 +92,18 @@ def test_a_missing_extra_is_named_with_the_install_line() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "words", [["demo"], ["train", "--model", "m", "--data", "d", "--out", "o"], ["predict", "run", "text"]]
+)
+def test_the_command_line_names_the_missing_extra_first(words: list[str]) -> None:
+    program = textwrap.dedent(BLOCK.format(blocked={"torch"})) + f"from offramp.cli import main\nmain({words!r})\n"
+    done = run(program)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.strip().splitlines() == [
+        "offramp: error: this needs torch, which is not installed: pip install 'offramp[train]'"
+    ]
+
+
 def test_a_fault_inside_an_installed_module_is_not_called_a_missing_extra() -> None:
     done = run(
         textwrap.dedent(BLOCK.format(blocked={"numpy"}))

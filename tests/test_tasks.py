@@ -115,7 +115,7 @@ def test_numbers() -> None:
     task = make_task("regression", {0: "score"})
     assert [task.encode(raw, "here") for raw in (4, "4.5", -1e-3)] == [4.0, 4.5, -1e-3]
     for raw in ("four", float("nan"), "nan", float("inf"), [1.0], True):
-        with pytest.raises(DataError, match="line 3: label .* not a finite number"):
+        with pytest.raises(DataError, match=r"line 3: label .* not a finite number"):
             task.encode(raw, "line 3")
     with pytest.raises(DataError, match="line 3 has no label"):
         task.encode(None, "line 3")
@@ -172,10 +172,10 @@ def test_single_label_metrics_are_those_of_scikit_learn(classes: int, rows: int,
     task = SingleLabel({i: str(i) for i in range(classes)})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        average = dict(average="binary") if classes == 2 else dict(average="macro")
+        average = "binary" if classes == 2 else "macro"
         expected = {
             "accuracy": metrics.accuracy_score(labels, answers),
-            "f1": metrics.f1_score(labels, answers, zero_division=0, **average),
+            "f1": metrics.f1_score(labels, answers, zero_division=0, average=average),
             "matthews": metrics.matthews_corrcoef(labels, answers),
         }
     assert task.metrics(answers, labels) == pytest.approx(expected)

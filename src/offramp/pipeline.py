@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import overload
+from typing import cast, overload
 
 from offramp.calibration.points import OperatingPoint, read_points
 from offramp.calibration.sweep import choose
@@ -15,6 +15,7 @@ from offramp.criteria import Criterion, make
 from offramp.engine.engine import Engine
 from offramp.engine.units import Finished, Unit
 from offramp.errors import DataError, KnobError, RunError
+from offramp.inputs.files import Columns
 from offramp.inputs.tokens import Encoded, Text, Tokenizer
 from offramp.run import Run
 from offramp.runtimes import Runtime, open_runtime
@@ -73,6 +74,7 @@ class Classifier:
         tokenizer: texts to token ids.
         task: logits to answers.
         points: operating points, the default first.
+        columns: where training found texts and labels; None where the run does not say.
     """
 
     def __init__(self, run: Run, runtime: Runtime, *, batch_size: int = 32) -> None:
@@ -82,20 +84,21 @@ class Classifier:
         self.tokenizer = Tokenizer.from_folder(run.folder, max_length=run.max_length)
         self.task: Task = make_task(run.problem_type, run.id2label)
         self.points: list[OperatingPoint] = read_points(run.folder)
+        self.columns = _columns(run)
 
     @overload
-    def __call__(
-        self, texts: str, *, threshold: float | None = ..., speedup: float | None = ...,
+    def __call__(  # type: ignore[overload-overlap]  # a string, or a tuple, is one text: never a series of texts
+        self, texts: str | tuple[str, str], *, threshold: float | None = ..., speedup: float | None = ...,
         max_layers: int | None = ..., full_depth: bool = ..., knobs: Mapping[str, float] | None = ...,
     ) -> Prediction: ...  # fmt: skip
     @overload
     def __call__(
-        self, texts: Sequence[Text], *, threshold: float | None = ..., speedup: float | None = ...,
+        self, texts: Iterable[Text], *, threshold: float | None = ..., speedup: float | None = ...,
         max_layers: int | None = ..., full_depth: bool = ..., knobs: Mapping[str, float] | None = ...,
     ) -> list[Prediction]: ...  # fmt: skip
     def __call__(
         self,
-        texts: str | Sequence[Text],
+        texts: Text | Iterable[Text],
         *,
         threshold: float | None = None,
         speedup: float | None = None,
@@ -106,7 +109,7 @@ class Classifier:
         """Classify texts. Without options, at the default operating point.
 
         Args:
-            texts: one text, or a list; a pair of texts is a tuple.
+            texts: one text, or a list of texts. A pair of texts, where the model reads pairs, is a tuple.
             threshold: the criterion's threshold.
             speedup: layer speed-up to reach, by the trace that training recorded on dev.
             max_layers: leave after so many layers at the latest.
@@ -120,12 +123,12 @@ class Classifier:
             DataError: a text is not a string or a pair of strings.
             KnobError: options that contradict each other or the criterion.
         """
-        single = isinstance(texts, str)
         setting = self.setting(
             threshold=threshold, speedup=speedup, max_layers=max_layers, full_depth=full_depth, knobs=knobs
         )
-        predictions = list(self.stream([texts] if isinstance(texts, str) else texts, setting))
-        return predictions[0] if single else predictions
+        if isinstance(texts, str | tuple):
+            return next(self.stream([cast("Text", texts)], setting))
+        return list(self.stream(texts, setting))
 
     def setting(
         self,
@@ -144,6 +147,8 @@ class Classifier:
             "knobs": knobs is not None,
         }
         chosen = [name for name, given in wishes.items() if given]
+        if full_depth and max_layers is not None:
+            chosen.append("max_layers")
         if len(chosen) > 1:
             raise KnobError(f"{' and '.join(chosen)} contradict each other: give one")
         cap = {} if max_layers is None else {"max_layers": float(max_layers)}
@@ -181,39 +186,66 @@ class Classifier:
         return self.points[0]
 
     def stream(self, texts: Iterable[Text], setting: Setting, *, chunk: int = 1024) -> Iterator[Prediction]:
-        """Classify a stream of texts, in its order, holding at most a few chunks in memory."""
+        """Classify a stream of texts, in its order, holding at most a few chunks in memory.
+
+        A warning at the end says how many were longer than the model reads.
+        """
         engine = self.engine(setting)
         truncated: dict[int, bool] = {}
+        number = cut = 0
 
         def units() -> Iterator[Unit]:
-            number = 0
+            nonlocal number, cut
             source = iter(texts)
             while part := list(islice(source, chunk)):
-                for encoded in self.encode(part):
+                for encoded in self._encode(part):
                     truncated[number] = encoded.truncated
+                    cut += encoded.truncated
                     yield Unit(number, encoded)
                     number += 1
 
         for finished in engine.run_in_order(units(), setting.knobs, chunk=chunk):
             yield self.read(finished, truncated=truncated.pop(finished.id))
+        self._say_what_was_cut(cut, number)
 
     def engine(self, setting: Setting) -> Engine:
         """A fresh engine for one setting."""
         return Engine(self.runtime, setting.criterion, pad_token=self.tokenizer.pad_token, max_rows=self.batch_size)
 
     def encode(self, texts: Sequence[Text]) -> list[Encoded]:
-        """Token ids, and a warning where texts are longer than the model reads."""
-        for text in texts:
-            if not isinstance(text, str) and not (isinstance(text, tuple | list) and len(text) == 2):
-                raise DataError(f"a text must be a string, or two strings for a pair, not {type(text).__name__}")
-        encoded = self.tokenizer.encode(texts)
-        cut = sum(item.truncated for item in encoded)
-        if cut:
-            which = "text is" if cut == 1 else "texts are"
-            logger.warning("%d %s longer than the model's %d tokens and was cut", cut, which, self.run.max_length)
+        """Token ids, and a warning where texts are longer than the model reads.
+
+        Raises:
+            DataError: a text is not a string or a pair of strings.
+        """
+        encoded = self._encode(texts)
+        self._say_what_was_cut(sum(item.truncated for item in encoded), len(encoded))
         return encoded
+
+    def _encode(self, texts: Sequence[Text]) -> list[Encoded]:
+        for text in texts:
+            if not isinstance(text, str) and not (isinstance(text, tuple) and len(text) == 2):
+                raise DataError(f"a text must be a string, or a tuple of two for a pair, not {_kind(text)}")
+        return self.tokenizer.encode(texts)
+
+    def _say_what_was_cut(self, cut: int, number: int) -> None:
+        if cut:
+            which = "a text is" if number == 1 else f"{cut} of {number} texts {'is' if cut == 1 else 'are'}"
+            logger.warning("%s longer than the %d tokens this model reads, and was cut", which, self.run.max_length)
 
     def read(self, finished: Finished, *, truncated: bool = False) -> Prediction:
         """What people read."""
         label, score = self.task.read(finished.answer)
         return Prediction(label, score, finished.exit_layer, finished.layers_executed, truncated)
+
+
+def _kind(text: object) -> str:
+    return f"a tuple of {len(text)}" if isinstance(text, tuple) else type(text).__name__
+
+
+def _columns(run: Run) -> Columns | None:
+    """The columns that training read."""
+    text = run.section.get("text_columns")
+    if not isinstance(text, list) or len(text) not in (1, 2):
+        return None  # a run of an offramp that did not keep them
+    return Columns(cast("tuple[str] | tuple[str, str]", tuple(map(str, text))), run.section.get("label_column"))

@@ -48,7 +48,7 @@ def save(tmp_path: Path) -> Callable[..., Path]:
         # What an earlier user left behind; must be undone.
         backend.enable_padding(length=50, pad_id=0, pad_token="[PAD]")
         backend.enable_truncation(5)
-        names = dict(unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]")
+        names = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "pad", "cls", "sep", "mask")}
         fast = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **names, **settings)
         fast.save_pretrained(tmp_path)
         config = {"model_type": "bert", "type_vocab_size": type_vocab_size}

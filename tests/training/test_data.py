@@ -220,12 +220,13 @@ def test_limit_draws_over_all_classes_and_keeps_all_names(tmp_path: Path) -> Non
 def test_examples_for_a_task_that_is_known(tmp_path: Path) -> None:
     task = make_task("single_label_classification", {0: "neg", 1: "pos"})
     file = write(tmp_path / "a.jsonl", [{"body": "x", "gold": 1}, {"body": "y", "gold": "neg"}])
-    examples = load_examples(file, task, Columns(("body",), "gold"))
-    assert (examples.texts, examples.labels.tolist(), examples.numbers) == (["x", "y"], [1, 0], [1, 2])
+    for told in ({"text_columns": ["body"], "label_column": "gold"}, {"prefer": Columns(("body",), "gold")}):
+        examples = load_examples(file, task, **told)
+        assert (examples.texts, examples.labels.tolist(), examples.numbers) == (["x", "y"], [1, 0], [1, 2])
     with pytest.raises(DataError, match="label column"):
         load_examples(file, task)
+    write(tmp_path / "folder" / "train.jsonl", labelled(["pos", "neg"]))
     with pytest.raises(DataError, match="no dev part"):
-        write(tmp_path / "folder" / "train.jsonl", labelled(["pos", "neg"]))
         load_examples(str(tmp_path / "folder"), task)
 
 
@@ -240,6 +241,31 @@ def test_labels_only_where_needed(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\n\nthree")
     plain = load_examples(str(tmp_path / "a.txt"), task, need_labels=False)
     assert (plain.texts, plain.labels) == (["one", "", "three"], None)
+
+
+def test_preferred_columns_stand_between_those_given_and_the_usual_names(tmp_path: Path) -> None:
+    task = make_task("single_label_classification", {0: "neg", 1: "pos"})
+    row = {"text": "usual", "label": "pos", "body": "preferred", "gold": "neg", "other": "given", "third": "pos"}
+    file, prefer = write(tmp_path / "a.jsonl", [row]), Columns(("body",), "gold")
+    assert load_examples(file, task, prefer=prefer).texts == ["preferred"]
+    assert load_examples(file, task, prefer=prefer).labels.tolist() == [0]
+    given = load_examples(file, task, text_columns=["other"], label_column="third", prefer=prefer)
+    assert (given.texts, given.labels.tolist()) == (["given"], [1])
+    usual = load_examples(file, task, prefer=Columns(("absent",), "absent too"))
+    assert (usual.texts, usual.labels.tolist()) == (["usual"], [1])
+
+
+def test_single_texts_are_not_taken_for_the_pairs_a_model_was_trained_on(tmp_path: Path) -> None:
+    task = make_task("single_label_classification", {0: "neg", 1: "pos"})
+    single = write(tmp_path / "single.jsonl", [{"text": "a", "label": "pos"}])
+    pair = write(tmp_path / "pair.jsonl", [{"premise": "a", "hypothesis": "b", "label": "pos"}])
+    trained_on_pairs, trained_on_texts = Columns(("sentence1", "sentence2"), "label"), Columns(("text",), "label")
+    with pytest.raises(DataError, match=r"has text in text, but the model was trained on sentence1, sentence2, a pair"):
+        load_examples(single, task, prefer=trained_on_pairs)
+    with pytest.raises(DataError, match=r"has text in premise and hypothesis, but .* on text, a single text"):
+        load_examples(pair, task, prefer=trained_on_texts)
+    assert load_examples(pair, task, prefer=trained_on_pairs).texts == [("a", "b")]
+    assert load_examples(pair, task, text_columns=["premise"], prefer=trained_on_texts).texts == ["a"]
 
 
 # The hub

@@ -30,7 +30,8 @@ def evaluate(
         ``n``; every metric of the task by name (``accuracy``, ``f1``, ...); ``full_depth`` with the same metrics;
         ``layer_speedup`` = full layers / mean layers executed; ``token_layer_fraction`` = sum of tokens x layers over
         that of full depth; ``wall_clock_speedup`` (median of full depth / median of ours, both without tokenisation),
-        ``wall_clock`` with the rounds; ``exits`` (layer -> share of texts); ``operating_point`` in words.
+        ``wall_clock`` with the rounds; ``exits`` (layer -> share of texts that left after it); ``operating_point`` in
+        words.
 
     Raises:
         DataError: no texts.
@@ -45,6 +46,7 @@ def evaluate(
         for name, done in finished.items()
     }
     layers = np.array([one.layers_executed for one in finished["setting"]])
+    left = np.array([one.exit_layer for one in finished["setting"]])
     tokens = np.array([len(item) for item in encoded])
     depth = classifier.runtime.info.num_layers
     result: dict[str, Any] = {
@@ -55,9 +57,7 @@ def evaluate(
         "layer_speedup": float(depth / layers.mean()),
         "token_layer_fraction": float((tokens * layers).sum() / (tokens.sum() * depth)),
         "wall_clock_speedup": None,
-        "exits": {
-            str(stage.layers): float((layers == stage.layers).mean()) for stage in classifier.runtime.info.stages
-        },
+        "exits": {str(stage.layers): float((left == stage.layers).mean()) for stage in classifier.runtime.info.stages},
         "operating_point": {
             "criterion": setting.criterion.name,
             "knobs": dict(setting.knobs),

@@ -25,6 +25,11 @@ def plot_comparison(result: Mapping[str, Any], *, title: str | None = None, dpi:
     Lines: score on rows that no knob was chosen on, at the layer speed-up reached there; light bands: 95 % intervals.
     Grey points: always leaving at one exit. Star: the oracle.
 
+    Args:
+        result: of ``offramp.calibration.compare.compare``.
+        title: a first line above the one that says how it was scored.
+        dpi: dots per inch; the figure is 8 by 5 inches.
+
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
@@ -36,7 +41,7 @@ def plot_comparison(result: Mapping[str, Any], *, title: str | None = None, dpi:
     for number, row in enumerate(lines):
         _draw_line(axes, row, number)
     _draw_baselines(axes, result)
-    _dress(axes, result, title or _title(result))
+    _dress(axes, result, f"{title}\n{_note(result)}" if title else _note(result))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
@@ -75,7 +80,7 @@ def _draw_line(axes: Any, row: Mapping[str, Any], number: int) -> None:
 def _draw_baselines(axes: Any, result: Mapping[str, Any]) -> None:
     exits = result["exits"]
     x, y = [e["layer_speedup"] for e in exits], [100 * e["score"] for e in exits]
-    axes.plot(x, y, linestyle="none", marker="s", markersize=5, color=_GREY, label="always this exit", zorder=1)
+    axes.plot(x, y, linestyle="none", marker="s", markersize=5, color=_GREY, label="always leave after layer", zorder=1)
     for one, place, score in zip(exits, x, y, strict=True):
         axes.annotate(
             str(one["layer"]),
@@ -121,5 +126,5 @@ def _dress(axes: Any, result: Mapping[str, Any], title: str) -> None:
     axes.legend(loc="lower left", fontsize=8, frameon=True, framealpha=0.9, edgecolor="none")
 
 
-def _title(result: Mapping[str, Any]) -> str:
+def _note(result: Mapping[str, Any]) -> str:
     return f"Scored on rows no knob was chosen on (n = {result['n']:,}, mean of {result['splits']} splits, 95 % bands)"

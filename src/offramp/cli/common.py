@@ -1,9 +1,10 @@
-"""What several subcommands share: options, output, loading."""
+"""What several subcommands share: options, output, settings."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,33 +19,58 @@ from tqdm import tqdm
 from offramp.errors import KnobError
 
 __all__ = [
-    "BatchSize", "Columns", "Device", "Dtype", "FullDepth", "Json", "LabelColumn", "MaxLayers", "RunFolder",
-    "RuntimeName", "Speedup", "Threshold", "console", "parse_settings", "print_json", "progress", "quiet_transformers",
-    "show", "split_columns",
+    "BatchSize", "Columns", "Device", "Dtype", "FullDepth", "Json", "KnobValues", "LabelColumn", "MaxLayers",
+    "RunFolder", "RuntimeName", "Speedup", "Threshold", "console", "parse_knobs", "parse_settings", "print_json",
+    "progress", "quiet_transformers", "show", "split_columns",
 ]  # fmt: skip
 
 RunFolder = Annotated[Path, typer.Argument(help="Run folder that `offramp train` wrote.", metavar="RUN")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default a GPU where there is one.")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
-RuntimeName = Annotated[str | None, typer.Option("--runtime", help="torch; by default the fastest that is there.")]
-BatchSize = Annotated[int, typer.Option(help="Most texts computed together; changes no answer in float32.", min=1)]
-Threshold = Annotated[float | None, typer.Option(help="The criterion's threshold, instead of the default point's.")]
-Speedup = Annotated[float | None, typer.Option(help="Layer speed-up to reach, by the trace recorded on dev.")]
+Device = Annotated[
+    str | None, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1; by default a GPU where there is one.")
+]
+Dtype = Annotated[str, typer.Option(metavar="NAME", help="float32, bfloat16 or float16.")]
+RuntimeName = Annotated[
+    str | None, typer.Option("--runtime", metavar="NAME", help="torch; by default the fastest that is there.")
+]
+BatchSize = Annotated[
+    int, typer.Option(metavar="N", help="Most texts computed together; changes no answer in float32.", min=1)
+]
+Threshold = Annotated[
+    float | None, typer.Option(metavar="X", help="The criterion's threshold, instead of the default point's.")
+]
+Speedup = Annotated[
+    float | None, typer.Option(metavar="X", help="Layer speed-up to reach, by the trace recorded on dev.")
+]
 FullDepth = Annotated[bool, typer.Option("--full-depth", help="No early exit.")]
-MaxLayers = Annotated[int | None, typer.Option(help="Leave after so many layers at the latest.", min=1)]
-Columns = Annotated[str | None, typer.Option(help="Text column, or two joined by a comma for pairs.")]
-LabelColumn = Annotated[str | None, typer.Option(help="Label column.")]
+MaxLayers = Annotated[
+    int | None, typer.Option(metavar="N", help="Leave at the first exit after N layers or more, at the latest.", min=1)
+]
+KnobValues = Annotated[
+    list[str] | None,
+    typer.Option("--knob", metavar="NAME=X", help="A knob of the criterion, such as patience=2; may be repeated."),
+]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A[,B]", help="Text column, or two for pairs; by default those trained on, or the usual names."
+    ),
+]
+LabelColumn = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Label column; by default the one trained on, or the usual names.")
+]
 
 
-def console() -> Console:
-    """Standard output for people."""
-    return Console(highlight=False, soft_wrap=True)
+def console(*, stderr: bool = False) -> Console:
+    """For people. Prints what it is given (a label may be called ``[b]``), and cuts nothing where no one looks on."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else 200
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True, width=width)
 
 
-def show(table: Table) -> None:
+def show(table: Table, *, stderr: bool = False) -> None:
     """Print a table."""
-    console().print(table)
+    console(stderr=stderr).print(table)
 
 
 def print_json(value: Mapping[str, Any]) -> None:
@@ -87,6 +113,18 @@ def parse_settings(given: list[str] | None) -> dict[str, Any]:
         except ValueError:
             settings[name] = value
     return settings
+
+
+def parse_knobs(given: list[str] | None) -> dict[str, float] | None:
+    """``["patience=2", "delta=0.1"]`` to a dict; None where nothing is given."""
+    knobs: dict[str, float] = {}
+    for item in given or []:
+        name, _, value = item.partition("=")
+        try:
+            knobs[name.strip()] = float(value)
+        except ValueError:
+            raise KnobError(f"--knob takes name=number, such as patience=2, not {item!r}") from None
+    return knobs or None
 
 
 def quiet_transformers() -> None:

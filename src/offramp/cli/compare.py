@@ -23,29 +23,38 @@ from offramp.cli.common import (
     show,
     split_columns,
 )  # fmt: skip
-from offramp.errors import KnobError
+from offramp.errors import KnobError, require
 from offramp.inputs.tokens import Text
 from offramp.traces.trace import Trace
 
 TARGETS = (1.5, 2.0, 3.0, 4.0)
 
 
-@app.command()
+@app.command(short_help="Every exit criterion on one trace: table, plot, report.")
 def compare(
     run: RunFolder,
-    data: Annotated[str | None, typer.Option(help="Labelled file, folder (its dev part) or hub name.")] = None,
-    trace: Annotated[Path | None, typer.Option(help="A trace that `offramp record` wrote, instead of --data.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for table, plot and report; by default compare/NAME in the run folder.")
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Labelled file, folder (its dev part) or hub name.")
     ] = None,
-    targets: Annotated[str, typer.Option(help="Layer speed-ups, joined by commas.")] = "1.5,2,3,4",
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A trace that `offramp record` wrote, instead of --data.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Folder for table, plot and report; by default compare/NAME in the run folder."
+        ),
+    ] = None,
+    targets: Annotated[str, typer.Option(metavar="X,X,...", help="Layer speed-ups.")] = "1.5,2,3,4",
     splits: Annotated[
-        int, typer.Option(help="Random halvings: knobs chosen on one half, scored on the other.", min=1)
+        int, typer.Option(metavar="N", help="Random halvings: knobs chosen on one half, scored on the other.", min=1)
     ] = 50,
-    resamples: Annotated[int, typer.Option(help="Bootstrap resamples behind each interval.", min=1)] = 1000,
-    seed: Annotated[int, typer.Option(help="Of halvings and bootstrap.")] = 0,
+    resamples: Annotated[
+        int, typer.Option(metavar="N", help="Bootstrap resamples behind each interval.", min=1)
+    ] = 1000,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of halvings and bootstrap.")] = 0,
     metric: Annotated[
-        str | None, typer.Option(help="accuracy, f1, matthews, ...; by default the task's main one.")
+        str | None, typer.Option(metavar="NAME", help="accuracy, f1, matthews, ...; by default the task's main one.")
     ] = None,
     text_columns: Columns = None,
     label_column: LabelColumn = None,
@@ -63,6 +72,8 @@ def compare(
     if (data is None) == (trace is None):
         raise KnobError("give --data to record and compare, or --trace for one that is recorded")
     Run.open(run)
+    at = _targets(targets)
+    require("matplotlib", extra="plots")  # now, not after everything is computed
     texts: Sequence[Text] | None = None
     if data is not None:
         recorded, texts = record_data(
@@ -75,7 +86,7 @@ def compare(
         recorded, name = load_trace(trace), trace.stem
     folder = out or run / "compare" / name
     result = write_comparison(
-        recorded, folder, texts=texts, targets=_targets(targets), splits=splits, resamples=resamples, seed=seed,
+        recorded, folder, texts=texts, targets=at, splits=splits, resamples=resamples, seed=seed,
         metric=metric, title=name,
     )  # fmt: skip
     if as_json:

@@ -15,6 +15,7 @@ from offramp.cli.common import (
     Dtype,
     FullDepth,
     Json,
+    KnobValues,
     LabelColumn,
     MaxLayers,
     RunFolder,
@@ -22,6 +23,7 @@ from offramp.cli.common import (
     Speedup,
     Threshold,
     console,
+    parse_knobs,
     print_json,
     quiet_transformers,
     show,
@@ -29,15 +31,18 @@ from offramp.cli.common import (
 )  # fmt: skip
 
 
-@app.command()
+@app.command(short_help="Score, layers saved and seconds saved on labelled data.")
 def evaluate(
     run: RunFolder,
-    data: Annotated[str, typer.Option(help="Labelled file, folder (its dev part) or hub name.")],
+    data: Annotated[str, typer.Option(metavar="DATA", help="Labelled file, folder (its dev part) or hub name.")],
     threshold: Threshold = None,
     speedup: Speedup = None,
+    knob: KnobValues = None,
     max_layers: MaxLayers = None,
     full_depth: FullDepth = False,
-    rounds: Annotated[int, typer.Option(help="Rounds of the clock against full depth; 0: none.", min=0)] = 3,
+    rounds: Annotated[
+        int, typer.Option(metavar="N", help="Rounds of the clock against full depth; 0: none.", min=0)
+    ] = 3,
     text_columns: Columns = None,
     label_column: LabelColumn = None,
     batch_size: BatchSize = 32,
@@ -55,8 +60,13 @@ def evaluate(
     check_installed(runtime)
     quiet_transformers()
     classifier = load(run, runtime=runtime, device=device, dtype=dtype, batch_size=batch_size)
-    setting = classifier.setting(threshold=threshold, speedup=speedup, max_layers=max_layers, full_depth=full_depth)
-    examples = load_examples(data, classifier.task, text_columns=split_columns(text_columns), label_column=label_column)
+    setting = classifier.setting(
+        threshold=threshold, speedup=speedup, max_layers=max_layers, full_depth=full_depth, knobs=parse_knobs(knob)
+    )
+    examples = load_examples(
+        data, classifier.task, text_columns=split_columns(text_columns), label_column=label_column,
+        prefer=classifier.columns,
+    )  # fmt: skip
     assert examples.labels is not None  # load_examples needs labels unless told otherwise
     result = measure(classifier, examples.texts, examples.labels, setting, rounds=rounds)
     if as_json:
@@ -66,19 +76,24 @@ def evaluate(
 
 
 def _print(result: dict[str, Any]) -> None:
-    metric = result["metric"]
-    table = Table("", "early exit", "full depth", box=None)
+    table = Table(box=None)
+    table.add_column("")
+    for heading in ("with exits", "full depth"):
+        table.add_column(heading, justify="right")
     for name, value in result["full_depth"].items():
-        table.add_row(name, f"{100 * result[name]:.2f}", f"{100 * value:.2f}")
+        table.add_row(name, f"{result[name]:.4f}", f"{value:.4f}")
     table.add_row("layer speed-up", f"{result['layer_speedup']:.2f}x", "1.00x")
     if result["wall_clock_speedup"] is not None:
         table.add_row("wall-clock speed-up", f"{result['wall_clock_speedup']:.2f}x", "1.00x")
     show(table)
-    leaving = "  ".join(f"{layer}: {100 * share:.0f}%" for layer, share in result["exits"].items())
+    leaving = ", ".join(f"{layer}: {100 * share:.0f} %" for layer, share in result["exits"].items())
     point = result["operating_point"]
+    knobs = ", ".join(f"{name} {value:.4g}" for name, value in point["knobs"].items())
+    how = point["origin"] if point["criterion"] == "depth" and not knobs else (
+        f"{point['criterion']}, {knobs} ({point['origin']})"
+    )  # fmt: skip
     console().print(
-        f"\n{result['n']} texts, batch {result['batch_size']}, {result['runtime']}; {metric} decides.\n"
-        f"Left after layer  {leaving}\n"
-        f"Leaves by {point['criterion']} ({point['origin']}): "
-        + ", ".join(f"{name} {value:.4g}" for name, value in point["knobs"].items())
+        f"\n{result['n']} texts, batches of {result['batch_size']}, {result['runtime']}.\n"
+        f"Left after layer {leaving}.\n"
+        f"Leaving by {how}."
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,25 +17,44 @@ from offramp.cli.common import (
     Device,
     Dtype,
     FullDepth,
+    KnobValues,
     MaxLayers,
     RunFolder,
     RuntimeName,
     Speedup,
     Threshold,
+    parse_knobs,
     quiet_transformers,
     split_columns,
 )  # fmt: skip
+from offramp.errors import DataError, KnobError
+from offramp.inputs import files
 from offramp.inputs.tokens import Text
 
+CHUNK = 1024
+"""Texts among which those of like length are computed together."""
 
-@app.command()
+
+@app.command(short_help="Classify texts: a file, standard input or arguments.")
 def predict(
     run: RunFolder,
-    texts: Annotated[list[str] | None, typer.Argument(help="Texts; without any, --input is read.")] = None,
-    input: Annotated[str, typer.Option(help="File (JSONL, CSV, TSV, Parquet, text), or - for standard input.")] = "-",
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TEXT]...",
+            help="Texts (two by two, where the run was trained on pairs); without any, --input is read.",
+        ),
+    ] = None,
+    input: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="JSONL, CSV, TSV, Parquet or text; by default standard input: JSON or text lines."
+        ),
+    ] = None,
     text_columns: Columns = None,
     threshold: Threshold = None,
     speedup: Speedup = None,
+    knob: KnobValues = None,
     max_layers: MaxLayers = None,
     full_depth: FullDepth = False,
     batch_size: BatchSize = 32,
@@ -43,30 +62,61 @@ def predict(
     dtype: Dtype = "float32",
     runtime: RuntimeName = None,
 ) -> None:
-    """Classify texts, in their order: one JSON object a line with label, score, exit_layer and layers_executed."""
+    """Classify texts, in their order: one JSON object a line with label, score, exit_layer and layers_executed.
+
+    With --batch-size 1 each line of standard input is answered before the next is read.
+    """
     from offramp.pipeline import load
     from offramp.runtimes import check_installed
 
+    if texts and input is not None:
+        raise KnobError("give texts or --input, not both")
     check_installed(runtime)
     quiet_transformers()
     classifier = load(run, runtime=runtime, device=device, dtype=dtype, batch_size=batch_size)
-    setting = classifier.setting(threshold=threshold, speedup=speedup, max_layers=max_layers, full_depth=full_depth)
-    typed = not texts and input == "-" and sys.stdin.isatty()
-    source: Iterator[Text] = iter(texts) if texts else _read(input, split_columns(text_columns))
-    # Somebody typing wants an answer after each line.
-    for prediction in classifier.stream(source, setting, chunk=1 if typed else 1024):
+    setting = classifier.setting(
+        threshold=threshold, speedup=speedup, max_layers=max_layers, full_depth=full_depth, knobs=parse_knobs(knob)
+    )
+    typed = not texts and input is None and sys.stdin.isatty()
+    if typed:
+        print("A text a line; Ctrl-D ends.", file=sys.stderr)
+    if texts:
+        source = _arguments(texts, classifier.columns)
+    else:
+        source = _rows(input or "-", split_columns(text_columns), classifier.columns)
+    one_by_one = typed or batch_size == 1
+    for prediction in _answers(classifier, source, setting, one_by_one=one_by_one):
         sys.stdout.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
-        if typed:
+        if one_by_one:
             sys.stdout.flush()
-    sys.stdout.flush()
 
 
-def _read(source: str, text_columns: list[str] | None) -> Iterator[Text]:
+def _answers(classifier: Any, source: Iterable[Text], setting: Any, *, one_by_one: bool) -> Iterator[Any]:
+    if not one_by_one:
+        yield from classifier.stream(source, setting, chunk=CHUNK)
+        return
+    for text in source:  # whoever types, or pipes a log in, wants an answer to each line
+        yield from classifier.stream([text], setting)
+
+
+def _arguments(texts: Sequence[str], columns: files.Columns | None) -> Iterable[Text]:
+    """The texts of the command line; pairs, where the run was trained on pairs."""
+    if columns is None or len(columns.text) == 1:
+        return texts
+    if len(texts) % 2:
+        raise DataError(
+            f"this run was trained on pairs ({', '.join(columns.text)}), and {len(texts)} texts make none: "
+            "give them two by two"
+        )
+    return list(zip(texts[::2], texts[1::2], strict=True))
+
+
+def _rows(source: str, text_columns: Sequence[str] | None, prefer: files.Columns | None) -> Iterator[Text]:
     """Texts of a file or of standard input, a row at a time."""
-    from offramp.inputs.files import find_columns, read_rows, text_of
-
     columns = None
-    for row in read_rows(source):
+    for row in files.read_rows(source):
         if columns is None:
-            columns = find_columns(row.values, text_columns=text_columns, need_label=False, where=row.source)
-        yield text_of(row, columns)
+            columns = files.find_columns(
+                row.values, text_columns=text_columns, prefer=prefer, need_label=False, where=row.source
+            )
+        yield files.text_of(row, columns)

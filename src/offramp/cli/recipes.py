@@ -5,27 +5,26 @@ from __future__ import annotations
 from rich.table import Table
 
 from offramp.cli import app
-from offramp.cli.common import Json, show
+from offramp.cli.common import Json, print_json, show
 
 
-@app.command()
+@app.command(short_help="List the training methods.")
 def recipes(as_json: Json = False) -> None:
     """List the training recipes."""
-    import json
-    import sys
-
     from offramp.recipes import available, load_recipe
 
-    listed = [
-        {"name": name, "summary": recipe.summary, "source": recipe.source, "serves": sorted(recipe.criteria)}
-        for name in available()
-        for recipe in [load_recipe(name)]
-    ]
+    loaded = {name: load_recipe(name) for name in available()}
     if as_json:
-        json.dump(listed, sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        print_json(
+            {
+                "recipes": [
+                    {"name": name, "summary": recipe.summary, "source": recipe.source, "serves": list(recipe.criteria)}
+                    for name, recipe in loaded.items()
+                ]
+            }
+        )
         return
     table = Table("recipe", "what it does", box=None)
-    for entry in listed:
-        table.add_row(str(entry["name"]), str(entry["summary"]))
+    for name, recipe in loaded.items():
+        table.add_row(name, recipe.summary)
     show(table)

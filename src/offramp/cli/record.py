@@ -23,11 +23,14 @@ from offramp.cli.common import (
 )  # fmt: skip
 
 
-@app.command()
+@app.command(short_help="Keep what every exit says of a data set (a trace).")
 def record(
     run: RunFolder,
-    data: Annotated[str, typer.Option(help="File, folder (its dev part) or hub name.")],
-    out: Annotated[Path | None, typer.Option(help="Trace to write; by default traces/NAME in the run folder.")] = None,
+    data: Annotated[str, typer.Option(metavar="DATA", help="File, folder (its dev part) or hub name.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Trace to write; by default traces/NAME in the run folder."),
+    ] = None,
     text_columns: Columns = None,
     label_column: LabelColumn = None,
     batch_size: BatchSize = 32,
@@ -45,11 +48,11 @@ def record(
         device=device, dtype=dtype, runtime=runtime,
     )  # fmt: skip
     path = out or run / "traces" / trace_name(data)
-    path.parent.mkdir(parents=True, exist_ok=True)
     save_trace(trace, path)
+    path = path.with_name(path.name.removesuffix(".safetensors").removesuffix(".json") + ".safetensors")
+    labelled = trace.labels is not None
     if as_json:
-        print_json(
-            {"trace": str(path), "n": trace.num_units, "exits": trace.num_exits, "labelled": trace.labels is not None}
-        )
-    else:
-        console().print(f"Recorded {trace.num_units} texts through {trace.num_exits} exits: {path}.safetensors")
+        print_json({"trace": str(path), "n": trace.num_units, "exits": trace.num_exits, "labelled": labelled})
+        return
+    note = "" if labelled else ", without labels"
+    console().print(f"Recorded {trace.num_units} texts through {trace.num_exits} exits{note}: {path}")

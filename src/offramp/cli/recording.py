@@ -14,10 +14,17 @@ __all__ = ["record_data", "trace_name"]
 
 
 def trace_name(data: str) -> str:
-    """Name of a data set's trace: ``data/sst2/dev.jsonl`` is ``sst2-dev``."""
+    """Name of a data set's trace: ``data/sst2/dev.jsonl`` is ``sst2-dev``, the hub's ``nyu-mll/glue:sst2`` is
+    ``glue-sst2``.
+
+    Never ``dev`` alone: that is the trace training made, by which ``--speedup`` chooses.
+    """
     path = Path(data)
+    if path.exists():
+        path = path.resolve()
     parts = [path.parent.name, path.stem] if path.is_file() else [path.name]
-    return "-".join(re.sub(r"[^\w.]+", "-", part) for part in parts if part)
+    name = "-".join(re.sub(r"[^\w.]+", "-", part) for part in parts if part)
+    return "data-dev" if name == "dev" else name
 
 
 def record_data(
@@ -43,8 +50,9 @@ def record_data(
     quiet_transformers()
     classifier = load(run, runtime=runtime, device=device, dtype=dtype, batch_size=batch_size)
     examples = load_examples(
-        data, classifier.task, text_columns=text_columns, label_column=label_column, need_labels=need_labels
-    )
+        data, classifier.task, text_columns=text_columns, label_column=label_column, prefer=classifier.columns,
+        need_labels=need_labels,
+    )  # fmt: skip
     encoded = classifier.encode(examples.texts)
     with progress(len(encoded), "recording") as advance:
         trace = record(

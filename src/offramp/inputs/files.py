@@ -334,10 +334,11 @@ def find_columns(
     *,
     text_columns: Sequence[str] | None = None,
     label_column: str | None = None,
+    prefer: Columns | None = None,
     need_label: bool,
     where: str = "the data",
 ) -> Columns:
-    """Which columns hold the texts and the label: those given, or those with the usual names.
+    """Which columns hold the texts and the label: those given, else those preferred, else those with the usual names.
 
     Names are compared without regard to case. The label is looked for also where it is not needed; a column that holds
     text is never taken for it.
@@ -346,18 +347,29 @@ def find_columns(
         columns: names present.
         text_columns: one name, or two for pairs.
         label_column: its name.
+        prefer: what a model was trained on: taken where nothing is given and it is there.
         need_label: whether it is an error to find no label.
         where: the file, for messages.
 
     Raises:
         DataError: a given column is absent, or none has a usual name; lists the columns and says what option to give.
+            Pairs were found where single texts are preferred, or the other way round.
     """
     present = list(columns)
+    if text_columns is None and prefer is not None and set(prefer.text) <= set(present):
+        text_columns = prefer.text
+    if label_column is None and prefer is not None and prefer.label in present:
+        label_column = prefer.label
     text = _given_text(present, text_columns, where) if text_columns is not None else _usual_text(present)
     if text is None:
         raise DataError(
             f"{where} has no text column with a usual name (it has {_listed(present)}): name one, or two for pairs, "
             "with --text_columns"
+        )
+    if text_columns is None and prefer is not None and len(text) != len(prefer.text):
+        raise DataError(
+            f"{where} has text in {' and '.join(text)}, but the model was trained on {_listed(prefer.text)}, "
+            f"{'a pair' if len(prefer.text) == 2 else 'a single text'}: name the columns to read with --text_columns"
         )
     if label_column is not None:
         if label_column not in present:

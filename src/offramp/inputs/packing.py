@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace, device, is_torch_array
 
 from offramp.types import Array, Batch
 
@@ -43,11 +43,13 @@ def keep(mask: Array, tree: Tree) -> Tree:
     total = mask.shape[0]
     if rows.shape[0] == total:
         return tree
+    # The compat layer wraps negative numbers first, which triples the cost of torch's own call; there are none here.
+    own_call = is_torch_array(mask)
 
     def take(array: Array) -> Array:
         if array.shape[0] != total:  # taking rows by number would not notice an array that is too long
             raise ValueError(f"the mask has {total} rows, but an array beside it has {array.shape[0]}")
-        return xp.take(array, rows, axis=0)
+        return array.index_select(0, rows) if own_call else xp.take(array, rows, axis=0)
 
     return cast("Tree", _walk(take, tree))
 

@@ -131,7 +131,10 @@ class Exits(nn.Module):
     def learn(self, outputs: Sequence[HeadOutput], labels: Tensor) -> None:
         """Let the heads take in a training batch; ``advance`` follows by itself when the optimiser has stepped."""
         for index, output in enumerate(outputs[:-1]):
-            self.head(index).learn(output, labels)
+            head = self.head(index)
+            # Frozen heads are in no optimiser, whose steps would let them advance.
+            if any(p.requires_grad for p in head.parameters()):
+                head.learn(output, labels)
         if any(head.pending for head in self.early):
             _waiting.add(self)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from offramp.errors import KnobError
+from offramp.model.settings import check_number
 
 __all__ = ["Prototypes"]
 
@@ -25,15 +25,14 @@ class Prototypes(nn.Module):
     Args:
         num_classes: C.
         width: of the metric space.
-        rate: weight of the newest class mean, in (0, 1]; the paper's gamma.
+        rate: weight of the newest class mean, above 0 and at most 1; the paper's gamma.
     """
 
     means: Tensor
     seen: Tensor
 
     def __init__(self, num_classes: int, width: int, *, rate: float = 0.1) -> None:
-        if not 0 < rate <= 1:
-            raise KnobError(f"the prototypes' rate must be above 0 and at most 1, not {rate!r}")
+        check_number("the prototypes' rate", rate, low=1e-6, high=1)
         super().__init__()
         self.rate = rate
         self.register_buffer("means", torch.zeros(num_classes, width))

@@ -16,8 +16,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from offramp.errors import KnobError, UnsupportedError
+from offramp.errors import UnsupportedError
 from offramp.model.heads.base import HeadOutput
+from offramp.model.settings import check_choice, check_number
 from offramp.objectives.base import Weights, exit_loss, exit_weights
 from offramp.types import ProblemType
 
@@ -27,11 +28,12 @@ Form = Literal["ratio", "hinge", "softmax"]
 
 
 def distance_regularisation(distances: Tensor, labels: Tensor, *, form: Form = "ratio", margin: float = 0.3) -> Tensor:
-    """DAR of one exit, mean over the rows that have a say.
+    """DAR of one exit, mean over the batch.
 
     With d_y the distance to the true class's prototype and d_o to the nearest other one:
     ``ratio`` (1 + (d_y - d_o) / max(d_y, d_o)) / 2; ``hinge`` max(0, d_y - d_o + margin); ``softmax`` -log of the
-    softmax over -d^2 at y.
+    softmax over -d^2 at y. A row without a prototype of its own class, or without another, has no say: it gives 0 and
+    is counted, so that micro-batches add up to what one batch of all their rows gives.
 
     Args:
         distances: [B, C] float32, ``inf`` where a class has no prototype yet.
@@ -40,23 +42,24 @@ def distance_regularisation(distances: Tensor, labels: Tensor, *, form: Form = "
         margin: of the hinge.
 
     Returns:
-        A scalar; 0 where no row has both a prototype of its own class and another (the very first step).
+        A scalar; 0 where no row has a say (the very first step).
     """
     own = nn.functional.one_hot(labels, distances.shape[1]).bool()
     absent = distances.isinf()
+    rows = len(labels)
     has_say = ~(absent & own).any(dim=1) & (~absent & ~own).any(dim=1)
     if not bool(has_say.any()):
         return distances.new_zeros(())
     distances, own, labels = distances[has_say], own[has_say], labels[has_say]
     if form == "softmax":
-        return nn.functional.cross_entropy(-distances.square(), labels)
+        return nn.functional.cross_entropy(-distances.square(), labels, reduction="sum") / rows
     # Infinite distances carry no gradient: they are masked before any arithmetic touches them.
     d_own = distances.masked_fill(~own, 0.0).sum(dim=1)
     d_other = distances.masked_fill(own, math.inf).amin(dim=1)
     if form == "hinge":
-        return (d_own - d_other + margin).clamp(min=0).mean()
+        return (d_own - d_other + margin).clamp(min=0).sum() / rows
     larger = torch.maximum(d_own, d_other).clamp(min=torch.finfo(distances.dtype).tiny)
-    return (0.5 * (1 + (d_own - d_other) / larger)).mean()
+    return (0.5 * (1 + (d_own - d_other) / larger)).sum() / rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +72,10 @@ class DistanceAware:
     by: Weights = "equal"
 
     def __post_init__(self) -> None:
-        if self.form not in get_args(Form):
-            raise KnobError(f"objective.form must be one of {', '.join(get_args(Form))}, not {self.form!r}")
+        check_choice("objective.form", self.form, get_args(Form))
+        check_choice("objective.by", self.by, get_args(Weights))
+        check_number("objective.alpha", self.alpha, low=0)
+        check_number("objective.margin", self.margin, low=0)
 
     def __call__(
         self, outputs: Sequence[HeadOutput], layers: Sequence[int], labels: Tensor, problem_type: ProblemType

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from torch import Tensor
 
 from offramp.model.heads.base import HeadOutput
+from offramp.model.settings import check_choice
 from offramp.objectives.base import Weights, exit_loss, exit_weights
 from offramp.types import ProblemType
 
@@ -19,6 +21,9 @@ class WeightedSum:
     """sum_i w_i loss_i with weights that sum to 1."""
 
     by: Weights = "equal"
+
+    def __post_init__(self) -> None:
+        check_choice("objective.by", self.by, get_args(Weights))
 
     def __call__(
         self, outputs: Sequence[HeadOutput], layers: Sequence[int], labels: Tensor, problem_type: ProblemType

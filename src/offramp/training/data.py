@@ -147,7 +147,8 @@ def load_data(
             f"{data}: no dev part, so {len(held_out)} of {len(train) + len(held_out)} rows were held out as dev"
         )
     else:
-        held_out = _examples(dev_origin, task, part.columns, need_labels=True)
+        columns = part.columns
+        held_out = _examples(dev_origin, task, columns.text, columns.label, need_labels=True)
     for note in notes:
         _log.warning(note)
     train, held_out = _limited(train, limit, seed), _limited(held_out, limit, seed)
@@ -157,8 +158,10 @@ def load_data(
 def load_examples(
     path: str,
     task: Task,
-    columns: Columns | None = None,
     *,
+    text_columns: Sequence[str] | None = None,
+    label_column: str | None = None,
+    prefer: Columns | None = None,
     need_labels: bool = True,
     limit: int | None = None,
     seed: int = 42,
@@ -168,7 +171,9 @@ def load_examples(
     Args:
         path: as ``data`` of ``load_data``.
         task: what the labels mean.
-        columns: where text and label are; they must be there. None: by the usual names.
+        text_columns: one name, or two for pairs; None: those of ``prefer``, or else by the usual names.
+        label_column: None: likewise.
+        prefer: the columns a model was trained on, taken where the data has them.
         need_labels: whether a row without a label is an error. If not, labels are still read where every row has one.
         limit: at most so many rows, drawn by ``seed`` over all classes.
         seed: of ``limit``.
@@ -183,7 +188,8 @@ def load_examples(
         raise DataError(f"{path} has no dev part (dev, validation, valid or test): name the file to read instead")
     for note in notes:
         _log.warning(note)
-    return _limited(_examples(origin, task, columns, need_labels=need_labels), limit, seed)
+    examples = _examples(origin, task, text_columns, label_column, prefer=prefer, need_labels=need_labels)
+    return _limited(examples, limit, seed)
 
 
 def row_hashes(texts: Sequence[Text]) -> npt.NDArray[np.uint64]:
@@ -277,7 +283,14 @@ def _by_name(value: Any, names: tuple[str, ...] | None) -> Any:
     return None if value == -1 else names[value]
 
 
-def _read(origin: _Origin, *, text_columns: Sequence[str] | None, label_column: str | None, need_label: bool) -> _Part:
+def _read(
+    origin: _Origin,
+    *,
+    text_columns: Sequence[str] | None,
+    label_column: str | None,
+    prefer: Columns | None = None,
+    need_label: bool,
+) -> _Part:
     """All rows of a part; where the columns are is told by the first."""
     columns: Columns | None = None
     rows, texts, raws = [], [], []
@@ -287,6 +300,7 @@ def _read(origin: _Origin, *, text_columns: Sequence[str] | None, label_column: 
                 row.values,
                 text_columns=text_columns,
                 label_column=label_column,
+                prefer=prefer,
                 need_label=need_label,
                 where=origin.source,
             )
@@ -298,14 +312,17 @@ def _read(origin: _Origin, *, text_columns: Sequence[str] | None, label_column: 
     return _Part(rows, texts, raws, columns, origin)
 
 
-def _examples(origin: _Origin, task: Task, columns: Columns | None, *, need_labels: bool) -> Examples:
+def _examples(
+    origin: _Origin,
+    task: Task,
+    text_columns: Sequence[str] | None,
+    label_column: str | None,
+    *,
+    prefer: Columns | None = None,
+    need_labels: bool,
+) -> Examples:
     """A part read with labels that are already understood."""
-    part = _read(
-        origin,
-        text_columns=columns.text if columns else None,
-        label_column=columns.label if columns else None,
-        need_label=need_labels,
-    )
+    part = _read(origin, text_columns=text_columns, label_column=label_column, prefer=prefer, need_label=need_labels)
     if not need_labels and any(_is_unlabelled(raw, task.problem_type) for raw in part.raws):
         return part.examples(None)
     return part.examples(task.encode_all(part.raws, part.wheres))
@@ -380,7 +397,9 @@ def _label_names(part: _Part) -> tuple[str, ...]:
     names = set()
     for row, raw in zip(part.rows, part.raws, strict=True):
         if isinstance(raw, str):
-            items: Sequence[Any] = split_names(raw, known={raw.strip(): 0} if bars and "|" not in raw else {})
+            items: Sequence[Any] = split_names(
+                raw, known={raw.strip(): 0} if bars and raw.strip() and "|" not in raw else {}
+            )
         elif _is_list(raw):
             items = raw
         else:

@@ -24,7 +24,7 @@ from transformers.utils import cached_file
 from offramp import __version__
 from offramp.errors import KnobError, RunError, UnsupportedError
 from offramp.inputs.tokens import Encoded, Tokenizer
-from offramp.model.exits import ExitSettings, make_stages
+from offramp.model.exits import ExitSettings
 from offramp.model.modeling import SECTION, add_exits, load_early_exit, load_plain, parameters_of
 from offramp.model.pooling import Pooling
 from offramp.recipes import Phase, Recipe, load_recipe
@@ -127,6 +127,8 @@ def train(plan: Plan) -> Run:
         "recipe_settings": dict(plan.settings),
         "max_length": max_length,
         "token_types": tokenizer.token_types,
+        "text_columns": list(data.columns.text),
+        "label_column": data.columns.label,
         **model.settings.to_json(),
     }
     setattr(model.config, SECTION, section)
@@ -219,8 +221,6 @@ def _model(plan: Plan, recipe: Recipe, data: TrainingData) -> PreTrainedModel:
         objective=objective.name,
         objective_settings=objective.settings,
     )
-    if layers is not None:
-        make_stages(int(model.config.num_hidden_layers), layers)  # a clear error before anything is built
     return add_exits(model, settings)
 
 
@@ -306,7 +306,7 @@ def _run_phase(
     trainer = ExitTrainer(
         moves=phase.train,
         model=model,
-        args=_phase_arguments(arguments, folder, len(train_rows)),
+        args=_phase_arguments(arguments, folder, len(train_rows), plan.arguments),
         train_dataset=train_rows,
         eval_dataset=dev_rows,
         data_collator=_Collate(tokenizer.pad_token),
@@ -327,10 +327,12 @@ def _run_phase(
     return model, history
 
 
-def _phase_arguments(arguments: ExitTrainingArguments, folder: Path, rows: int) -> ExitTrainingArguments:
+def _phase_arguments(
+    arguments: ExitTrainingArguments, folder: Path, rows: int, given: Mapping[str, Any]
+) -> ExitTrainingArguments:
     """Evaluate and save every epoch, or every 500 steps where an epoch is longer, unless it was set."""
     changes: dict[str, Any] = {"output_dir": str(folder)}
-    if arguments.eval_steps is None and arguments.eval_strategy == "steps":
+    if "eval_steps" not in given and arguments.eval_strategy == "steps":
         per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
         steps = min(500, max(1, math.ceil(rows / per_step)))
         changes |= {"eval_steps": steps, "save_steps": steps}

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from offramp.model.settings import check_number
 from offramp.types import ProblemType
 
-__all__ = ["Head", "HeadOutput", "Pool", "Surroundings"]
+__all__ = ["Head", "HeadOutput", "Pool", "Surroundings", "make_dropout"]
 
 Pool = Callable[[Tensor, Tensor], Tensor]
 """(hidden [B, L, H], lengths [B]) -> [B, pooled size]."""
@@ -27,6 +28,17 @@ class Surroundings:
     problem_type: ProblemType
     dropout: float
     """The backbone's own classifier dropout, unless a head's settings say otherwise."""
+
+
+def make_dropout(around: Surroundings, dropout: float | None) -> nn.Dropout:
+    """The dropout that a head's settings ask for; None: the backbone's own.
+
+    Raises:
+        KnobError: it is no probability.
+    """
+    if dropout is not None:
+        check_number("head.dropout", dropout, low=0, high=1)
+    return nn.Dropout(around.dropout if dropout is None else dropout)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from offramp.model.heads.base import Head, HeadOutput, Pool, Surroundings
+from offramp.model.heads.base import Head, HeadOutput, Pool, Surroundings, make_dropout
 
 __all__ = ["Linear"]
 
@@ -20,7 +20,7 @@ class Linear(Head):
 
     def __init__(self, around: Surroundings, *, dropout: float | None = None) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(around.dropout if dropout is None else dropout)
+        self.dropout = make_dropout(around, dropout)
         self.classifier = nn.Linear(around.pooled_size, around.num_outputs)
 
     def forward(

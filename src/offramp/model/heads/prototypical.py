@@ -13,9 +13,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from offramp.errors import KnobError
-from offramp.model.heads.base import Head, HeadOutput, Pool, Surroundings
+from offramp.model.heads.base import Head, HeadOutput, Pool, Surroundings, make_dropout
 from offramp.model.prototypes import Prototypes
+from offramp.model.settings import check_choice, check_number
 
 __all__ = ["Distance", "Network", "Prototypical", "distances_to"]
 
@@ -78,14 +78,13 @@ class Prototypical(Head):
         rate: float = 0.1,
         dropout: float | None = None,
     ) -> None:
-        if network not in get_args(Network):
-            raise KnobError(f"head.network must be one of {', '.join(get_args(Network))}, not {network!r}")
-        if distance not in get_args(Distance):
-            raise KnobError(f"head.distance must be one of {', '.join(get_args(Distance))}, not {distance!r}")
+        check_choice("head.network", network, get_args(Network))
+        check_choice("head.distance", distance, get_args(Distance))
+        check_number("head.width", width, low=1, whole=True)
         super().__init__()
         self.kind = network
         self.distance: Distance = distance
-        self.dropout = nn.Dropout(around.dropout if dropout is None else dropout)
+        self.dropout = make_dropout(around, dropout)
         self.classifier = nn.Linear(around.pooled_size, around.num_outputs)
         width = around.pooled_size if network == "identity" else width
         self.network = _network(network, around, width)

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from offramp.traces.trace import Trace
+
+pytest.importorskip("matplotlib")
+
+from offramp.bench.report import as_table, render_html, save_report
+from offramp.calibration.compare import compare
+
+
+@pytest.fixture(scope="module")
+def result() -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=40)
+    logits = [np.eye(2)[labels] * (e + 1) + rng.normal(size=(40, 2)) for e in range(4)]
+    trace = Trace(
+        logits=np.array(logits, dtype=np.float32),
+        layers=np.arange(1, 5),
+        lengths=np.ones(40, dtype=np.int64),
+        problem_type="single_label_classification",
+        id2label={0: "<no>", 1: "yes"},
+        labels=labels,
+    )
+    return compare(trace, targets=(1.5, 2.0, 3.0), splits=3, resamples=20)
+
+
+class Balance(HTMLParser):
+    """Counts what opens and closes, and collects every address."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_page_holds_all_it_shows(result: dict[str, Any], tmp_path: Path) -> None:
+    texts = [f"<script>alert({i})</script> & more" for i in range(40)]
+    save_report(result, tmp_path / "report.html", texts=texts, title="a <b> run", notes={"commit": "<abc>"})
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    parser = Balance()
+    parser.feed(page)
+    assert parser.open == []
+    assert [address[:22] for address in parser.addresses] == ["data:image/png;base64,"]
+    assert not re.search(r"https?:|url\(|@import|<script|<link", page)
+    assert "&lt;script&gt;alert(" in page
+    assert "a &lt;b&gt; run" in page
+    assert "&lt;abc&gt;" in page
+    assert "&lt;no&gt;" in page
+    assert 'name="viewport"' in page
+    assert "prefers-color-scheme: dark" in page
+    for row in result["rows"]:
+        assert f">{row['name']}</td>" in page
+    assert "not reached" in page
+
+
+def test_long_texts_are_cut(result: dict[str, Any]) -> None:
+    page = render_html(result, texts=["x" * 5000] * 40)
+    assert "x" * 400 + " ..." in page
+    assert "x" * 401 not in page
+
+
+def test_without_texts_rows_are_numbered(result: dict[str, Any]) -> None:
+    assert f"row {result['examples']['hardest'][0]['index']}<" in render_html(result)
+
+
+def test_table(result: dict[str, Any]) -> None:
+    output = StringIO()
+    Console(file=output, width=140).print(as_table(result))
+    shown = output.getvalue()
+    cell = result["rows"][0]["cells"][1]
+    assert f"{100 * cell['score']:.1f} ({cell['layer_speedup']:.2f}x)" in shown
+    assert f"{100 * cell['interval'][0]:.1f} to {100 * cell['interval'][1]:.1f}" in shown
+    assert "not reached" in shown
+    assert "full depth" in shown
+    assert "oracle" in shown

@@ -1,0 +1,290 @@
+"""The comparison against a slow twin, and against traces whose truth is known."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from offramp.calibration.compare import compare
+from offramp.calibration.sweep import LAMBDAS, candidates
+from offramp.criteria import make
+from offramp.criteria.base import Scored
+from offramp.errors import DataError, KnobError
+from offramp.traces.curves import area, curve, knob_grid, measure, thresholds
+from offramp.traces.replay import Outcome, replay, running_minimum, scores
+from offramp.traces.tally import make_tally
+from offramp.traces.trace import Trace
+
+KINDS = ("single_label_classification", "multi_label_classification", "regression")
+
+
+def example(
+    kind: str = "single_label_classification", *, units: int = 60, exits: int = 4, seed: int = 0, extras: bool = True
+) -> Trace:
+    rng = np.random.default_rng(seed)
+    width = 1 if kind == "regression" else 3
+    labels = {
+        "single_label_classification": rng.integers(3, size=units),
+        "multi_label_classification": rng.random((units, 3)) > 0.6,
+        "regression": rng.normal(size=units).astype(np.float32),
+    }[kind]
+    truth = np.eye(3)[labels] if labels.ndim == 1 and width == 3 else labels.reshape(units, width)
+    ease = rng.random((units, 1)) * 2
+    logits = [truth * (e + 1) * ease + rng.normal(size=(units, width)) for e in range(exits)]
+    distances = rng.gamma(2, size=(exits, units, width)).astype(np.float32)
+    distances[-1] = np.nan
+    return Trace(
+        logits=np.array(logits, dtype=np.float32),
+        layers=np.arange(1, exits + 1),
+        lengths=rng.integers(1, 30, size=units),
+        problem_type=kind,  # type: ignore[arg-type]
+        id2label={c: str(c) for c in range(width)},
+        extras={"distances": distances} if extras else {},
+        labels=labels,
+    )
+
+
+def row_of(result: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(row for row in result["rows"] if row["name"] == name)
+
+
+def slow_cells(
+    trace: Trace,
+    name: str,
+    settings: list[dict[str, Any]],
+    targets: tuple[float, ...],
+    splits: int,
+    seed: int,
+    metric: str,
+) -> list[tuple[float, float] | None]:
+    """Score and layer speed-up, by loops: choose on one half, answer the other, both ways, for every split."""
+    outcomes = []
+    for setting in settings:
+        rule = make(name, **setting)
+        if isinstance(rule, Scored):
+            lowest = running_minimum(scores(trace, rule))
+            grid = [{"threshold": float(t)} for t in thresholds(lowest, rule.knobs["threshold"], max_points=300)]
+        else:
+            grid = knob_grid(trace, rule)
+        outcomes += [replay(trace, rule, dict(knobs)) for knobs in grid]
+    rng = np.random.default_rng(seed)
+    halves = []
+    for _ in range(splits):
+        first = np.zeros(trace.num_units, dtype=bool)
+        first[rng.permutation(trace.num_units)[: trace.num_units // 2]] = True
+        halves += [first, ~first]
+    measured = []
+    for half in halves:
+        rows = trace.select(half)
+        measured.append([measure(rows, Outcome(o.exits[half], o.answers[half])) for o in outcomes])
+    cells: list[tuple[float, float] | None] = []
+    for target in targets:
+        results, layers = [], []
+        answers, left = np.empty(trace.logits.shape[1:], dtype=np.float32), np.empty(trace.num_units, dtype=np.int64)
+        for number, (half, found) in enumerate(zip(halves, measured, strict=True)):
+            fast = [i for i in range(len(outcomes)) if found[i]["layer_speedup"] >= target - 1e-9]
+            if not fast:
+                break
+            best = max(fast, key=lambda i: (round(found[i][metric], 9), found[i]["layer_speedup"]))
+            answers[~half], left[~half] = outcomes[best].answers[~half], outcomes[best].exits[~half]
+            if number % 2:
+                results.append(make_tally(trace).measure(answers)[metric])
+                layers.append(trace.layers[left].mean())
+        reached = len(results) == splits
+        cells.append((float(np.mean(results)), trace.num_layers / float(np.mean(layers))) if reached else None)
+    return cells
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric"),
+    [
+        ("single_label_classification", "accuracy"),
+        ("single_label_classification", "matthews"),
+        ("multi_label_classification", "f1_micro"),
+        ("regression", "pearson"),
+    ],
+)
+def test_equals_the_slow_twin(kind: str, metric: str) -> None:
+    trace = example(kind, units=21)
+    targets, splits, seed = (1.3, 2.0, 3.0), 2, 5
+    result = compare(trace, targets=targets, splits=splits, seed=seed, resamples=20, metric=metric)
+    for name, settings in candidates(trace):
+        row = row_of(result, "static" if name == "depth" else name)
+        cells = slow_cells(trace, name, settings, targets, splits, seed, metric)
+        for target, cell, expected in zip(targets, row["cells"], cells, strict=True):
+            assert (cell is None) == (expected is None), (name, target)
+            if cell is not None and expected is not None:
+                assert cell["score"] == pytest.approx(expected[0], abs=1e-6), (name, target)
+                assert cell["layer_speedup"] == pytest.approx(expected[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_form_of_the_result(kind: str) -> None:
+    trace = example(kind)
+    result = compare(trace, splits=4, resamples=30)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    names = [row["name"] for row in result["rows"]]
+    expected = {
+        "single_label_classification": ["entropy", "confidence", "patience", "dr", "edr", "edr (lam 1)", "static"],
+        "multi_label_classification": ["entropy", "confidence", "patience", "static"],
+        "regression": ["patience_delta", "static"],
+    }[kind]
+    assert names == expected
+    assert result["baseline"] == ("static" if kind == "regression" else "entropy")
+    assert (result["oracle"] is None) == (kind == "regression")
+    assert [one["layer"] for one in result["exits"]] == [1, 2, 3, 4]
+    assert result["exits"][-1]["score"] == result["full_depth"]["score"]
+    for row in result["rows"]:
+        assert len(row["cells"]) == len(result["targets"])
+        for cell in filter(None, row["cells"]):
+            assert sum(cell["shares"]) == pytest.approx(1)
+            mean_layers = np.dot(cell["shares"], result["layers"])
+            assert result["num_layers"] / mean_layers == pytest.approx(cell["layer_speedup"])
+            assert cell["interval"][0] <= cell["score"] + 1e-9
+            assert cell["interval"][1] >= cell["score"] - 1e-9
+            make(row["criterion"], **cell["settings"])
+
+
+def test_the_baseline_does_not_differ_from_itself() -> None:
+    for cell in row_of(compare(example(), splits=3, resamples=20), "entropy")["cells"]:
+        assert cell["against_baseline"] == {"mean": 0, "interval": [0, 0]}
+
+
+def test_same_seed_same_result() -> None:
+    trace = example()
+    one, two, three = (compare(trace, splits=3, resamples=20, seed=seed) for seed in (1, 1, 2))
+    assert one == two
+    assert one["rows"] != three["rows"]
+
+
+def test_areas() -> None:
+    """A row's area is that of settings chosen on the other half: below what choosing in hindsight would give."""
+    trace = example(units=40)
+    result = compare(trace, targets=(), splits=20, resamples=2)
+    one = row_of(result, "entropy")
+    assert one["area"] == pytest.approx(one["areas"][0]["area"])
+    assert one["area"] == pytest.approx(area(curve(trace, make("entropy"))), abs=0.02)
+    many = row_of(result, "edr")
+    assert [a["settings"]["lam"] for a in many["areas"]] == list(LAMBDAS)
+    assert many["area"] < max(a["area"] for a in many["areas"])
+
+
+def test_not_reached() -> None:
+    result = compare(example(), targets=(1.1, 3.0), splits=3, resamples=20)
+    assert row_of(result, "patience")["cells"][1] is None, "patience needs two of four exits"
+    assert row_of(result, "static")["cells"][1] is not None
+    assert result["histogram"]["shares"]["patience"] is not None
+
+
+def test_without_distances() -> None:
+    names = [row["name"] for row in compare(example(extras=False), splits=2, resamples=10)["rows"]]
+    assert names == ["entropy", "confidence", "patience", "static"]
+
+
+def known(units: int, seed: int) -> Trace:
+    """Two exits. The first is right on easy rows, where it is sure, and guesses the others; the last is right."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(2, size=units)
+    easy = rng.random(units) < 0.5
+    said = np.where(easy, labels, rng.integers(2, size=units))
+    sureness = np.where(easy, 4.0, 0.5) + rng.random(units) * 0.1
+    first = np.where(np.eye(2)[said] > 0, sureness[:, None], 0)
+    last = 5 * np.eye(2)[labels]
+    # Distances know nothing.
+    return Trace(
+        logits=np.array([first, last], dtype=np.float32),
+        layers=np.array([1, 2]),
+        lengths=np.ones(units, dtype=np.int64),
+        problem_type="single_label_classification",
+        id2label={0: "a", 1: "b"},
+        extras={"distances": rng.random((2, units, 2)).astype(np.float32)},
+        labels=labels,
+    )
+
+
+def test_known_truth() -> None:
+    """At 4/3 half may leave: entropy sends the easy ones and loses nothing; distances send any and lose 1/8."""
+    result = compare(known(4000, 0), targets=(1.3,), splits=10, resamples=100)
+    entropy, ratio = (row_of(result, name)["cells"][0] for name in ("entropy", "dr"))
+    assert entropy["score"] > 0.995
+    gap = ratio["against_baseline"]
+    assert gap["interval"][0] < -0.115 < gap["interval"][1] + 0.02
+    assert gap["interval"][1] < -0.09, "clearly worse"
+    assert row_of(result, "edr")["cells"][0]["settings"]["lam"] == 0.1, "as much entropy as there is"
+    assert result["oracle"]["score"] == 1
+
+
+def test_chosen_knobs_do_not_see_the_rows_they_are_scored_on() -> None:
+    """Labels are coin tosses: in-sample choice would look better than chance, scoring elsewhere must not."""
+    found = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        trace = Trace(
+            logits=rng.normal(size=(6, 40, 2)).astype(np.float32),
+            layers=np.arange(1, 7),
+            lengths=np.ones(40, dtype=np.int64),
+            problem_type="single_label_classification",
+            id2label={0: "a", 1: "b"},
+            labels=rng.integers(2, size=40),
+        )
+        result = compare(trace, targets=(1.0,), splits=10, resamples=2)
+        found.append(np.mean([row["cells"][0]["score"] for row in result["rows"]]))
+    assert np.mean(found) == pytest.approx(0.5, abs=0.05)
+
+
+def test_interval_covers_the_truth() -> None:
+    """The first exit is right on .75 of rows (half easy, half guessed)."""
+    covered = 0
+    for seed in range(20):
+        result = compare(known(100, seed), targets=(), splits=1, resamples=200, seed=seed)
+        low, high = result["exits"][0]["interval"]
+        covered += low <= 0.75 <= high
+    assert covered >= 16
+
+
+def test_texts_of_many_units_stay_whole() -> None:
+    """Tokens of one text are in one half and are drawn together."""
+    one = example(units=20)
+    many = Trace(
+        logits=np.repeat(one.logits, 3, axis=1),
+        layers=one.layers,
+        lengths=one.lengths,
+        offsets=np.arange(0, 61, 3),
+        problem_type=one.problem_type,
+        id2label=one.id2label,
+        extras={name: np.repeat(v, 3, axis=1) for name, v in one.extras.items()},
+        labels=np.repeat(one.labels_known(), 3),
+    )
+    texts, tokens = (compare(t, splits=4, resamples=50) for t in (one, many))
+    for a, b in zip(texts["rows"], tokens["rows"], strict=True):
+        for x, y in zip(a["cells"], b["cells"], strict=True):
+            assert (x is None) == (y is None)
+            if x is not None:
+                assert x["score"] == pytest.approx(y["score"])
+                assert x["interval"] == pytest.approx(y["interval"], abs=1e-5)
+
+
+def test_examples() -> None:
+    trace = example()
+    examples = compare(trace, splits=3, resamples=10)["examples"]
+    easiest, hardest = examples["easiest"], examples["hardest"]
+    assert {one["index"] for one in easiest}.isdisjoint(one["index"] for one in hardest)
+    assert max(one["layer"] for one in easiest) <= min(one["layer"] for one in hardest)
+    for one in (*easiest, *hardest):
+        assert one["right"] == (one["label"] == one["answer"])
+        assert one["label"] == str(trace.labels_known()[one["index"]])
+
+
+def test_what_is_refused() -> None:
+    trace = example()
+    with pytest.raises(KnobError, match="1 or more"):
+        compare(trace, targets=(0.5,))
+    with pytest.raises(KnobError, match="split"):
+        compare(trace, splits=0)
+    with pytest.raises(KnobError, match="bleu"):
+        compare(trace, metric="bleu")
+    with pytest.raises(DataError, match="too few"):
+        compare(trace.select(np.arange(3)))

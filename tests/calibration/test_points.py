@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from offramp.calibration.points import FILE, FORMAT, OperatingPoint, read_points, write_points
+from offramp.errors import RunError
+
+
+def point(name: str = "default", **changed: Any) -> OperatingPoint:
+    usual: dict[str, Any] = {
+        "name": name,
+        "criterion": "edr",
+        "settings": {"problem_type": "single_label_classification", "lam": 5.0},
+        "knobs": {"threshold": 0.25},
+        "measured": {"metric": "accuracy", "score": 0.9, "n": 872},
+        "chosen_on": "dev",
+        "promise": {"risk": 0.01},
+        "runtime": "torch",
+        "batch_size": 32,
+        "data_hash": "abc",
+    }
+    return OperatingPoint(**(usual | changed))
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    points = [point(), point("fast", promise=None, data_hash=None, knobs={})]
+    write_points(tmp_path, points)
+    assert read_points(tmp_path) == points
+    assert [p.name for p in tmp_path.iterdir()] == [FILE]
+
+
+def test_a_folder_without_points(tmp_path: Path) -> None:
+    assert read_points(tmp_path) == []
+
+
+def test_two_of_one_name(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="default"):
+        write_points(tmp_path, [point(), point()])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "damaged"),
+        ("[]", "does not hold"),
+        ("{}", "does not hold"),
+        (json.dumps({"format": FORMAT + 1, "points": []}), "upgrade"),
+        (json.dumps({"format": 1, "points": ["edr"]}), "JSON object"),
+        (json.dumps({"format": 1, "points": [{"name": "a"}]}), "lacks criterion"),
+        (json.dumps({"format": 1, "points": [{"name": "a", "criterion": "edr", "schedule": 3}]}), "schedule"),
+        (json.dumps({"format": 1, "points": [{"name": "a", "criterion": "edr", "knobs": 3}]}), "knobs"),
+    ],
+)
+def test_files_that_cannot_be_used(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / FILE).write_text(content)
+    with pytest.raises(RunError, match=message):
+        read_points(tmp_path)
+
+
+def test_imports_with_hardly_anything() -> None:
+    blocked = ("torch", "transformers", "safetensors", "sklearn", "scipy", "matplotlib", "rich", "array_api_compat")
+    code = f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); import offramp.calibration.points"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,229 @@
+"""Shared fixtures: a tiny encoder with its tokenizer, tiny data sets, tiny models of every family, trained runs.
+
+Nothing here touches the network, and torch is imported by the fixtures that need it, not by this file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # on models this small, threads only wait for each other
+
+KINDS = ("single_label_classification", "multi_label_classification", "regression")
+CUES = {
+    "good": ("gem", "lovely", "bright", "warm"),
+    "bad": ("dull", "broken", "cold", "flat"),
+    "odd": ("weird", "dreamy", "crooked", "strange"),
+}
+"""Class -> the words that decide it."""
+FILLERS = ("the", "film", "is", "a", "story", "of", "people", "and", "their", "town", "with", "music", ",", "that")
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+BERT_LIKE = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 3, "intermediate_size": 40}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("BertConfig", BERT_LIKE),
+    "roberta": ("RobertaConfig", BERT_LIKE),
+    "distilbert": ("DistilBertConfig", {"dim": 32, "n_heads": 4, "n_layers": 3, "hidden_dim": 40}),
+    "albert": ("AlbertConfig", BERT_LIKE | {"embedding_size": 16}),
+    "electra": ("ElectraConfig", BERT_LIKE | {"embedding_size": 16}),
+    "mpnet": ("MPNetConfig", BERT_LIKE),
+    "deberta-v2": (
+        "DebertaV2Config",
+        BERT_LIKE
+        | {
+            "relative_attention": True,
+            "position_buckets": 4,
+            "max_relative_positions": 8,
+            "pos_att_type": ["p2c", "c2p"],
+            "conv_kernel_size": 3,
+            "conv_act": "gelu",
+        },
+    ),
+    "modernbert": (
+        "ModernBertConfig",
+        BERT_LIKE
+        | {"num_hidden_layers": 4, "global_attn_every_n_layers": 3, "local_attention": 6, "norm_bias": True}
+        | {f"{name}_token_id": 1 for name in ("bos", "eos", "cls", "sep")},
+    ),
+}
+"""Family -> class and settings of a tiny configuration."""
+
+MakeModel = Callable[..., Any]
+MakeRows = Callable[..., dict[str, Any]]
+
+
+def sentence(draw: random.Random, kinds: Sequence[str]) -> str:
+    """Filler words around two cue words of every kind."""
+    cues = [word for kind in kinds for word in draw.sample(CUES[kind], 2)]
+    words = [*cues, *draw.choices(FILLERS, k=draw.randint(1, 12))]
+    draw.shuffle(words)
+    return " ".join(words)
+
+
+def toy_row(kind: str, number: int, draw: random.Random) -> dict[str, Any]:
+    """A text whose words decide its label."""
+    names = list(CUES)
+    if kind == "single_label_classification":
+        name = names[number % len(names)]
+        return {"text": sentence(draw, [name]), "label": name}
+    if kind == "multi_label_classification":
+        present = [name for bit, name in enumerate(names) if (number % 8) >> bit & 1]
+        return {"text": sentence(draw, present), "labels": present}
+    value = number % 3
+    return {"text": sentence(draw, [names[value]]), "label": value - 1.0}
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Problem type -> a folder with 96 train and 48 dev rows that are easy to learn."""
+    root = tmp_path_factory.mktemp("data")
+
+    def make(kind: str = KINDS[0]) -> str:
+        folder = root / kind
+        if not folder.exists():
+            draw = random.Random(kind)
+            for name, count in (("train", 96), ("dev", 48)):
+                write_rows(folder / f"{name}.jsonl", [toy_row(kind, n, draw) for n in range(count)])
+        return str(folder)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of an untrained BERT (3 layers of width 32, reads 48 tokens) and its tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+
+    words = [*SPECIAL, *dict.fromkeys([*FILLERS, *(word for cues in CUES.values() for word in cues)])]
+    backend = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {f"{name.strip('[]').lower()}_token": name for name in SPECIAL}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=48, **names)
+    config = BertConfig(**BERT_LIKE, vocab_size=len(words), max_position_embeddings=48, initializer_range=0.2)
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("encoder")
+    BertForMaskedLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def make_plan(tiny_encoder: str, toy_data: Callable[[str], str]) -> Callable[..., Any]:
+    """``make_plan(out, arguments={...}, data=..., ...)``: a plan that trains in about a second, in float32."""
+    from offramp.training.train import Plan
+
+    quick = {
+        "max_steps": 24,
+        "learning_rate": 5e-3,
+        "per_device_train_batch_size": 16,
+        "bf16": False,
+        "logging_steps": 1,
+        "disable_tqdm": True,
+    }
+
+    def make(out: Path, *, arguments: dict[str, Any] | None = None, **changes: Any) -> Plan:
+        given = quick | (arguments or {})
+        plan = Plan(model=tiny_encoder, data=toy_data(KINDS[0]), out=out, pooling="mean", arguments=given)
+        return replace(plan, **changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained(make_plan: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder: DE3-BERT on the single-label toy data. Shared: do not change it."""
+    from offramp.training.train import train
+
+    folder: Path = train(make_plan(tmp_path_factory.mktemp("trained") / "run")).folder
+    return folder
+
+
+@pytest.fixture(scope="session")
+def plain_model() -> MakeModel:
+    """``plain_model(family, scramble=0.25, **config)``: a tiny random classifier in eval mode, the same each time."""
+    import torch
+    import transformers
+
+    def make(family: str, scramble: float = 0.25, **changes: Any) -> Any:
+        name, settings = FAMILIES[family]
+        defaults = {"vocab_size": 60, "max_position_embeddings": 40, "pad_token_id": 0, "num_labels": 3}
+        config = getattr(transformers, name)(**(settings | defaults | changes))
+        torch.manual_seed(0)
+        model = transformers.AutoModelForSequenceClassification.from_config(config)
+        return _scrambled(model, 0.12 if family == "modernbert" else scramble).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(plain_model: MakeModel) -> MakeModel:
+    """``tiny_model(family, settings=ExitSettings(), **config)``: the same with exits, prototypes in place."""
+    import torch
+
+    from offramp.model.exits import ExitSettings
+    from offramp.model.modeling import add_exits
+
+    def make(family: str = "bert", settings: ExitSettings | None = None, **changes: Any) -> Any:
+        model = add_exits(plain_model(family, **changes), settings or ExitSettings())
+        _scrambled(model.offramp, 0.25)
+        generator = torch.Generator().manual_seed(1)
+        for name, buffer in model.offramp.named_buffers():
+            buffer.copy_(torch.ones_like(buffer) if name.endswith("seen") else _normal(buffer, generator))
+        return model.eval()
+
+    return make
+
+
+def _normal(like: Any, generator: Any) -> Any:
+    import torch
+
+    return torch.randn(like.shape, generator=generator)
+
+
+def _scrambled(module: Any, spread: float) -> Any:
+    """Weights large enough that a wrong mask, norm or layer is seen; transformers' own 0.02 hides mistakes."""
+    import torch
+
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(spread * _normal(parameter, generator))
+    return module
+
+
+@pytest.fixture(scope="session")
+def rows() -> MakeRows:
+    """``rows(lengths, labels=...)``: random token ids, padded on the right, as ``forward`` takes them."""
+    import torch
+
+    def make(lengths: Sequence[int] = (11, 3, 17, 9, 1, 14), seed: int = 1, **more: Any) -> dict[str, Any]:
+        count = torch.tensor(lengths)
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(1, 41, (len(lengths), max(lengths)), generator=generator)
+        mask = (torch.arange(max(lengths)) < count[:, None]).long()
+        return {"input_ids": ids * mask, "attention_mask": mask} | more
+
+    return make
