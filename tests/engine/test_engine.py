@@ -427,3 +427,28 @@ def test_in_order_refuses_a_number_that_is_held_back():
     # Once the first is out, its number is free.
     stream = [Unit(0, easy), *(Unit(i, easy) for i in range(1, 9)), Unit(0, hard)]
     assert [one.id for one in engine.run_in_order(stream, knobs, chunk=1)] == [*range(9), 0]
+
+
+def test_exits_where_nobody_can_leave_are_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = FakeRuntime(num_layers=4)
+    asked: list[int] = []
+    run_exit = runtime.exit
+    monkeypatch.setattr(runtime, "exit", lambda stage, *rest: (asked.append(stage.layers), run_exit(stage, *rest))[1])
+    texts = [Encoded(np.arange(1, n, dtype=np.int32), None, False) for n in (3, 9, 5)]
+    engine = Engine(runtime, Depth(), pad_token=0)
+    assert [one.exit_layer for one in engine.run_in_order(Unit(i, t) for i, t in enumerate(texts))] == [4, 4, 4]
+    assert set(asked) == {4}
+    asked.clear()
+    capped = list(engine.run_in_order((Unit(i, t) for i, t in enumerate(texts)), {"layers": 2}))
+    assert [one.exit_layer for one in capped] == [2, 2, 2]
+    assert set(asked) == {2}
+
+
+def test_heads_that_remember_are_all_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = FakeRuntime(num_layers=4, memory=True)
+    asked: list[int] = []
+    run_exit = runtime.exit
+    monkeypatch.setattr(runtime, "exit", lambda stage, *rest: (asked.append(stage.layers), run_exit(stage, *rest))[1])
+    engine = Engine(runtime, Depth(), pad_token=0)
+    list(engine.run_in_order([Unit(0, Encoded(np.arange(1, 4, dtype=np.int32), None, False))]))
+    assert asked == [1, 2, 3, 4]

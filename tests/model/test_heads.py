@@ -77,7 +77,7 @@ def test_the_gradient_at_distance_0_is_finite(distance: Any) -> None:
     embedded = torch.tensor([[1.0, 2.0], [0.0, 0.0]], requires_grad=True)
     distances = distances_to(embedded, means, torch.tensor([True, True]), distance=distance)
     assert torch.isfinite(distances).all()
-    assert distances[0, 0] == pytest.approx(0, abs=1e-6)
+    assert distances[0, 0].item() == pytest.approx(0, abs=1e-6)
     distances.sum().backward()
     assert torch.isfinite(embedded.grad).all()
 

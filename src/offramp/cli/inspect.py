@@ -13,25 +13,32 @@ from offramp.cli.common import (
     Device,
     FullDepth,
     Json,
+    KnobValues,
     MaxLayers,
     RunFolder,
     RuntimeName,
     Speedup,
     Threshold,
     console,
+    parse_knobs,
     print_json,
     quiet_transformers,
     show,
 )  # fmt: skip
+from offramp.errors import DataError
+
+CLASSES_SHOWN = 6
+"""More classes than these, and the table shows two distances instead of all."""
 
 
-@app.command()
+@app.command(short_help="One text, layer by layer, and why it left where it did.")
 def inspect(
     run: RunFolder,
-    text: Annotated[str, typer.Argument(help="The text.")],
-    second: Annotated[str | None, typer.Argument(help="The second text of a pair.")] = None,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The text.")],
+    second: Annotated[str | None, typer.Argument(metavar="[SECOND]", help="The second text of a pair.")] = None,
     threshold: Threshold = None,
     speedup: Speedup = None,
+    knob: KnobValues = None,
     max_layers: MaxLayers = None,
     full_depth: FullDepth = False,
     device: Device = None,
@@ -45,7 +52,11 @@ def inspect(
     check_installed(runtime)
     quiet_transformers()
     classifier = load(run, runtime=runtime, device=device)
-    setting = classifier.setting(threshold=threshold, speedup=speedup, max_layers=max_layers, full_depth=full_depth)
+    if second is None and classifier.columns is not None and len(classifier.columns.text) == 2:
+        raise DataError(f"this run was trained on pairs ({', '.join(classifier.columns.text)}): give two texts")
+    setting = classifier.setting(
+        threshold=threshold, speedup=speedup, max_layers=max_layers, full_depth=full_depth, knobs=parse_knobs(knob)
+    )
     result = inspect_text(classifier, setting, text if second is None else (text, second))
     if as_json:
         print_json(result)
@@ -62,34 +73,35 @@ def inspect_text(classifier: Any, setting: Any, text: str | tuple[str, str]) -> 
         text: a text or a pair.
 
     Returns:
-        ``text``, ``tokens``, ``label``, ``score``, ``exit_layer``, ``criterion``, ``knobs`` and ``layers``: for each
-        exit ``layer``, ``label``, ``score``, one number for every scored criterion that fits (``entropy``,
-        ``confidence``, ``dr``, ``edr``), ``distances`` by class where the exit measures them, and ``left``.
+        ``text``, ``tokens``, ``truncated``, ``label``, ``score``, ``exit_layer``, ``criterion``, ``knobs`` and
+        ``layers``: for each exit ``layer``, ``label``, ``score``, one number for every scored criterion that fits
+        (``entropy``, ``confidence``, ``dr``, ``edr``; None where the exit measures no distances), ``distances`` by
+        class where the exit measures them, and ``left``.
     """
-    import numpy as np
-
+    from offramp.bench.wallclock import run_encoded
     from offramp.engine.record import record
 
     encoded = classifier.encode([text])
-    info = classifier.runtime.info
     names = classifier.run.id2label or {0: "value"}
     trace = record(classifier.runtime, encoded, pad_token=classifier.tokenizer.pad_token, id2label=names, batch_size=1)
-    prediction = next(classifier.stream([text], setting))
+    finished = run_encoded(classifier, encoded, setting)[0]
+    prediction = classifier.read(finished, truncated=encoded[0].truncated)
     signals = _signals(classifier, setting)
     layers = []
-    for stage in info.stages:
+    for stage in classifier.runtime.info.stages:
         output = trace.output(stage.index)
         label, score = classifier.task.read(trace.logits[stage.index, 0])
         entry: dict[str, Any] = {"layer": stage.layers, "label": label, "score": score}
         for name, criterion in signals.items():
             entry[name] = float(criterion.score(output)[0]) if criterion.needs <= output.extras.keys() else None
         if "distances" in output.extras:
-            values = np.asarray(output.extras["distances"])[0]
+            values = output.extras["distances"][0]
             entry["distances"] = {names[k]: float(value) for k, value in enumerate(values)}
         layers.append({**entry, "left": stage.layers == prediction.exit_layer})
     return {
         "text": text,
         "tokens": len(encoded[0]),
+        "truncated": prediction.truncated,
         "label": prediction.label,
         "score": prediction.score,
         "exit_layer": prediction.exit_layer,
@@ -116,20 +128,55 @@ def _signals(classifier: Any, setting: Any) -> dict[str, Any]:
 
 def _print(result: dict[str, Any]) -> None:
     layers = result["layers"]
-    signals = [key for key in layers[0] if key not in ("layer", "label", "score", "distances", "left")]
+    used = result["criterion"]
+    # Confidence is 1 - "sure": a column only where it decides.
+    hidden = {"layer", "label", "score", "distances", "left"} | ({"confidence"} - {used})
+    signals = [name for name in layers[0] if name not in hidden]
     classes = list(layers[0].get("distances", {}))
-    shown = classes if len(classes) <= 6 else []
-    table = Table("layer", "says", "sure", *signals, *(f"d({name})" for name in shown), "", box=None)
+    every = len(classes) <= CLASSES_SHOWN
+    table = Table(box=None)
+    table.add_column("layer", justify="right")
+    table.add_column("says")
+    near = [f"d({name})" for name in classes] if every else ["d(own)", "d(next)"]
+    for heading in ("sure", *signals, *(near if classes else ())):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for entry in layers:
-        label = ", ".join(entry["label"]) if isinstance(entry["label"], list) else entry["label"]
+        distances = entry.get("distances") or {}
+        values = list(distances.values()) if every else _two_distances(entry["label"], distances)
         table.add_row(
             str(entry["layer"]),
-            f"{label:.3f}" if isinstance(label, float) else str(label),
+            _label(entry["label"]),
             "" if entry["score"] is None else f"{entry['score']:.3f}",
             *("" if entry[name] is None else f"{entry[name]:.3f}" for name in signals),
-            *(f"{entry['distances'][name]:.2f}" if "distances" in entry else "" for name in shown),
-            "<- left here" if entry["left"] else "",
+            *(f"{value:.2f}" for value in values),
+            *[""] * (len(near) - len(values) if classes else 0),
+            "<- left" if entry["left"] else "",
         )
     show(table)
-    knobs = ", ".join(f"{name} {value:.4g}" for name, value in result["knobs"].items())
-    console().print(f"\nLeaves by {result['criterion']} ({knobs or 'no knobs'}); {result['tokens']} tokens.")
+    cut = f", cut to {result['tokens']}" if result["truncated"] else ""
+    console().print(f"\n{_why(result)} {result['tokens']} tokens{cut}.")
+
+
+def _label(label: Any) -> str:
+    """A class, labels or a number, as people read it."""
+    if isinstance(label, list):
+        return ", ".join(label) or "(none)"
+    return f"{label:.3f}" if isinstance(label, float) else str(label)
+
+
+def _two_distances(own: str, distances: dict[str, float]) -> list[float]:
+    """Where there are too many classes to show: to the predicted class, and to the nearest other."""
+    return [distances[own], min(value for name, value in distances.items() if name != own)] if distances else []
+
+
+def _why(result: dict[str, Any]) -> str:
+    """The rule, in one sentence."""
+    knobs = dict(result["knobs"])
+    layers = knobs.pop("max_layers", None)
+    cap = "" if layers is None else f", or after {layers:g} layers"
+    if result["criterion"] == "depth" and not knobs:
+        return f"Full depth, no early exit{cap}."
+    if result["criterion"] in result["layers"][0]:
+        return f"Leaves at the first exit where {result['criterion']} < {knobs['threshold']:.4g}{cap}."
+    return f"Leaves by {result['criterion']} ({', '.join(f'{k} {v:.4g}' for k, v in knobs.items())}){cap}."

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,47 +14,63 @@ import typer
 
 from offramp.cli import app
 from offramp.cli.common import Columns, LabelColumn, console, parse_settings, quiet_transformers, split_columns
-from offramp.errors import KnobError, require
+from offramp.errors import KnobError, TrainingError, require
 
 
 @app.command(
+    short_help="Data and an encoder to a run folder with a default operating point.",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     epilog="Any argument of transformers' Trainer may follow by its own name: --num_train_epochs 8, "
     "--learning_rate 3e-5, --per_device_train_batch_size 16, --seed 1, --gradient_accumulation_steps 2, ...",
 )
 def train(
     context: typer.Context,
-    model: Annotated[str, typer.Option(help="Folder or hub name of an encoder.")],
-    data: Annotated[str, typer.Option(help="Folder with train and dev files, one file (split 90/10), or a hub name.")],
-    out: Annotated[Path, typer.Option(help="Run folder to write.")],
-    recipe: Annotated[str, typer.Option(help="Method: see `offramp recipes`.")] = "de3bert",
-    dev: Annotated[str | None, typer.Option(help="File of dev rows.")] = None,
+    model: Annotated[str, typer.Option(metavar="MODEL", help="Folder or hub name of an encoder.")],
+    data: Annotated[
+        str,
+        typer.Option(metavar="DATA", help="Folder with train and dev files, one file (split 90/10), or a hub name."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Run folder to write.")],
+    recipe: Annotated[str, typer.Option(metavar="NAME", help="Method: see `offramp recipes`.")] = "de3bert",
+    dev: Annotated[str | None, typer.Option(metavar="FILE", help="Dev rows, instead of those of --data.")] = None,
     text_columns: Columns = None,
     label_column: LabelColumn = None,
     problem_type: Annotated[
         str | None,
-        typer.Option(help="single_label_classification, multi_label_classification or regression; else inferred."),
+        typer.Option(
+            metavar="TYPE", help="single_label_classification, multi_label_classification or regression; else inferred."
+        ),
     ] = None,
     setting: Annotated[
-        list[str] | None, typer.Option("--set", help="Change the recipe: head.width=64, objective.form=hinge, ...")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=X", help="Change the recipe: head.width=64, objective.form=hinge; may be repeated."
+        ),
     ] = None,
     exits: Annotated[
-        str | None, typer.Option(help="Layers with an exit, such as 2,4,6; by default every layer.")
+        str | None, typer.Option(metavar="N,N,...", help="Layers with an exit, such as 2,4,6; by default every layer.")
     ] = None,
     pooling: Annotated[
-        str | None, typer.Option(help="cls, mean or backbone; by default as the encoder was pretrained.")
+        str | None,
+        typer.Option(metavar="NAME", help="cls, mean or backbone; by default as the encoder was pretrained."),
     ] = None,
     shared_head: Annotated[bool, typer.Option("--shared-head", help="One head for all early exits.")] = False,
     last_exit: Annotated[
-        str, typer.Option(help="model (its own head, whole) or head (one like the others).")
+        str, typer.Option(metavar="NAME", help="model (its own head, whole) or head (one like the others).")
     ] = "model",
     max_length: Annotated[
-        int | None, typer.Option(help="Tokens read of a text; by default the model's limit, at most 512.")
+        int | None, typer.Option(metavar="N", help="Tokens read of a text; by default the model's limit, at most 512.")
     ] = None,
-    max_train_samples: Annotated[int | None, typer.Option(help="Train on so many rows, drawn by seed.", min=2)] = None,
-    head_learning_rate: Annotated[float | None, typer.Option(help="Of the exits; by default the encoder's.")] = None,
+    max_train_samples: Annotated[
+        int | None, typer.Option(metavar="N", help="Train on so many rows, drawn by seed.", min=2)
+    ] = None,
+    head_learning_rate: Annotated[
+        float | None, typer.Option(metavar="X", help="Of the exits; by default the encoder's.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,
-    max_drop: Annotated[float, typer.Option(help="Points the default operating point may lose on dev.", min=0)] = 0.5,
+    max_drop: Annotated[
+        float, typer.Option(metavar="X", help="Points the default operating point may lose on dev.", min=0)
+    ] = 0.5,
 ) -> None:
     """Train an early-exit classifier and write a run folder with a default operating point."""
     require("torch", extra="train")
@@ -59,41 +80,61 @@ def train(
 
     quiet_transformers()
     arguments = _trainer_arguments(context.args)
+    _check_names(arguments, context)
     if head_learning_rate is not None:
         arguments["head_learning_rate"] = head_learning_rate
-    run = run_training(
-        Plan(
-            model=model,
-            data=data,
-            out=out,
-            recipe=recipe,
-            dev=dev,
-            text_columns=split_columns(text_columns),
-            label_column=label_column,
-            problem_type=problem_type,  # type: ignore[arg-type]  # load_data refuses what is none
-            settings=parse_settings(setting),
-            exits=_layers(exits),
-            pooling=pooling,  # type: ignore[arg-type]  # ExitSettings refuses what is none
-            shared=shared_head,
-            last_exit=last_exit,  # type: ignore[arg-type]
-            max_length=max_length,
-            max_train_samples=max_train_samples,
-            arguments=arguments,
-            resume=resume,
-            max_drop=max_drop,
-        )
+    plan = Plan(
+        model=model,
+        data=data,
+        out=out,
+        recipe=recipe,
+        dev=dev,
+        text_columns=split_columns(text_columns),
+        label_column=label_column,
+        problem_type=problem_type,  # type: ignore[arg-type]  # load_data refuses what is none
+        settings=parse_settings(setting),
+        exits=_layers(exits),
+        pooling=pooling,  # type: ignore[arg-type]  # ExitSettings refuses what is none
+        shared=shared_head,
+        last_exit=last_exit,  # type: ignore[arg-type]
+        max_length=max_length,
+        max_train_samples=max_train_samples,
+        arguments=arguments,
+        resume=resume,
+        max_drop=max_drop,
     )
+    with _left_tidy(out):
+        run = run_training(plan)
     if run.config:  # only the first of several processes has written it
         from offramp.calibration.points import read_points
 
-        point = read_points(run.folder)[0]
-        measured = point.measured
-        console().print(
-            f"Saved {run.folder}. Default operating point ({point.criterion}): {measured['metric']} "
-            f"{100 * measured['score']:.1f} on dev against {100 * measured['full_depth_score']:.1f} at full depth, "
-            f"layer speed-up {measured['layer_speedup']:.2f}x.\n"
-            f'Next: offramp predict {run.folder} "a text"   |   offramp compare {run.folder} --data {data}'
-        )
+        _say_done(run.folder, read_points(run.folder)[0], data)
+
+
+def _say_done(folder: Path, point: Any, data: str) -> None:
+    measured = point.measured
+    console().print(
+        f"Saved {folder}.\n"
+        f"Default operating point ({point.criterion}): {measured['metric']} {measured['score']:.4f} on dev, full depth "
+        f"{measured['full_depth_score']:.4f}, layer speed-up {measured['layer_speedup']:.2f}x.\n"
+        f'Next: offramp predict {folder} "a text"\n'
+        f"      offramp compare {folder} --data {data}"
+    )
+
+
+@contextmanager
+def _left_tidy(out: Path) -> Iterator[None]:
+    """After a failure the work folder stays only where there is something in it to go on from."""
+    work = out.with_name(out.name + ".training")
+    try:
+        yield
+    except BaseException as error:
+        worth = any(work.glob("phase-*/checkpoint-*")) or any(work.glob("phase-*/finished"))
+        if not worth and not isinstance(error, TrainingError):
+            shutil.rmtree(work, ignore_errors=True)
+        elif isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(": the same command with --resume goes on from the last checkpoint") from None
+        raise
 
 
 def _layers(exits: str | None) -> tuple[int, ...] | None:
@@ -118,3 +159,15 @@ def _trainer_arguments(words: list[str]) -> dict[str, Any]:
             value = words.pop(0) if words and not words[0].startswith("--") else "true"
         arguments[name.replace("-", "_")] = value
     return arguments
+
+
+def _check_names(arguments: dict[str, Any], context: typer.Context) -> None:
+    """Complain of a misspelt option of ours; ``make_arguments`` does of a misspelt argument of Trainer's."""
+    from offramp.training.arguments import ExitTrainingArguments
+
+    known = {f.name for f in fields(ExitTrainingArguments)}
+    ours = [option for parameter in context.command.params for option in parameter.opts if option.startswith("--")]
+    for name in arguments:
+        near = get_close_matches("--" + name.replace("_", "-"), ours, n=1, cutoff=0.8)
+        if name not in known and near:
+            raise KnobError(f"no option is called --{name}: did you mean {near[0]}?")

@@ -84,6 +84,13 @@ class Criterion(ABC):
             UnsupportedError: the exit does not give an extra that the criterion needs.
         """
 
+    def foresees(self, stage: Stage, knobs: Knobs) -> Array | None:
+        """[B] bool: who leaves at an exit, where that is known without asking it; None: the exit must be run.
+
+        An engine need not run an exit at which nobody leaves (a full-depth model should not pay for its exits).
+        """
+        return None
+
     def extra(self, output: ExitOutput, name: str) -> Array:
         """An extra of an exit's output, or an error that says what is missing."""
         if name not in output.extras:

@@ -27,5 +27,8 @@ class Depth(Criterion):
     def start(self, units: Array) -> State:
         return {}
 
+    def foresees(self, stage: Stage, knobs: Knobs) -> Array | None:
+        return knobs["layers"] <= stage.layers
+
     def step(self, stage: Stage, output: ExitOutput, state: State, knobs: Knobs) -> tuple[Decision, State]:
         return Decision(knobs["layers"] <= stage.layers, output.logits), state

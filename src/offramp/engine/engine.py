@@ -168,6 +168,9 @@ class Engine:
         rows = self._admit(work.ids) if work.stage == 0 else self._collect(work)
         self._count(stage, rows)
         hidden = self._runtime.run(stage, rows.hidden, rows.batch)
+        if self._nobody_leaves(stage, rows):
+            self._park(stage.index + 1, replace(rows, hidden=hidden), np.ones(len(rows.ids), dtype=bool))
+            return []
         output, memory = self._runtime.exit(stage, hidden, rows.batch, rows.memory)
         decision, state = decide(self._criterion, stage, output, rows.state, rows.knobs)
         leave, answers = _decided(decision)
@@ -178,6 +181,13 @@ class Engine:
             Finished(int(rows.ids[row]), answers[row].copy(), stage.layers, stage.layers, stage.index)
             for row in np.flatnonzero(leave)
         ]
+
+    def _nobody_leaves(self, stage: Stage, rows: _Rows) -> bool:
+        """Whether it is known, without running the exit, that all rows go on."""
+        if stage.is_last or self._runtime.info.remembers or (rows.caps <= stage.layers).any():
+            return False
+        leave = self._criterion.foresees(stage, rows.knobs)
+        return leave is not None and not to_host(leave).any()
 
     def cancel(self, ids: Iterable[int]) -> list[int]:
         """Forget units that have not finished. Returns those that were here; they will not come out."""

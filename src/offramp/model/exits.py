@@ -102,9 +102,8 @@ class Exits(nn.Module):
             for _ in range(min(early, 1) if settings.shared else early)
         )
         self.last = make_head("linear", around, {}) if settings.last_exit == "head" else None
-        self.norms = nn.ModuleList(
-            [] if norm is None else [_like(norm) for _ in range(early + (self.last is not None))]
-        )
+        # None for the last exit: the backbone itself norms what its last layer gives.
+        self.norms = nn.ModuleList([] if norm is None else [_like(norm) for _ in range(early)])
 
     def head(self, index: int) -> Head:
         """The head of early exit ``index``."""

@@ -11,15 +11,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from offramp.errors import RunError, UnsupportedError
-from offramp.model.backbone import Cut, cut
+from offramp.errors import OfframpError, RunError, UnsupportedError
+from offramp.model.backbone import Cut, cut, lengths_to_mask
 from offramp.model.exits import Exits, ExitSettings, make_stages
 from offramp.model.heads import HeadOutput, Surroundings
 from offramp.model.pooling import pool_tokens
@@ -116,7 +118,7 @@ class EarlyExitMixin:
             labels: [B] class ids, [B, C] zeros and ones, or [B] numbers; gives the loss.
 
         Raises:
-            UnsupportedError: padding on the left.
+            UnsupportedError: padding elsewhere than on the right, or a row that is nothing else.
         """
         lengths = _lengths(input_ids, attention_mask)
         parts = cut(self)  # type: ignore[arg-type]
@@ -143,9 +145,11 @@ class EarlyExitMixin:
 def _lengths(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     if attention_mask is None:
         return torch.full((input_ids.shape[0],), input_ids.shape[1], device=input_ids.device)
-    if not bool(attention_mask[:, 0].all()):
+    lengths = attention_mask.sum(dim=1)
+    on_the_right = (lengths_to_mask(lengths, attention_mask.shape[1]) == attention_mask.bool()).all()
+    if not bool(on_the_right & (lengths > 0).all()):
         raise UnsupportedError("texts must be padded on the right: set tokenizer.padding_side = 'right'")
-    return attention_mask.sum(dim=1)
+    return lengths
 
 
 def classifier_dropout(config: Any) -> float:
@@ -163,6 +167,14 @@ def early_exit_class(model_class: type[PreTrainedModel]) -> type[PreTrainedModel
     return type(model_class.__name__, (EarlyExitMixin, model_class), {"__module__": model_class.__module__})
 
 
+_UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, UnpicklingError, SafetensorError)
+"""What transformers raises where a checkpoint is absent, damaged, or holds more than tensors."""
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def load_plain(name: str, **config: Any) -> PreTrainedModel:
     """A plain ``AutoModelForSequenceClassification``, its head fresh where the checkpoint has none.
 
@@ -174,8 +186,8 @@ def load_plain(name: str, **config: Any) -> PreTrainedModel:
     """
     try:
         return AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32, **config)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except _UNREADABLE as error:
+        reason = _first_line(error)
         if "Unrecognized configuration class" in reason:
             raise UnsupportedError(f"{name} is no text classifier: transformers has no head for it") from error
         raise RunError(f"cannot load a model from {name}: {reason}") from error
@@ -192,12 +204,19 @@ def add_exits(model: PreTrainedModel, settings: ExitSettings) -> PreTrainedModel
         The same object, now of the early-exit class.
 
     Raises:
-        UnsupportedError: a family that cannot be cut into layers.
+        UnsupportedError: a family that cannot be cut into layers, or a model that has exits already.
         KnobError: settings that make no sense for it.
     """
-    model.__class__ = early_exit_class(type(model))
+    plain = type(model)
+    if issubclass(plain, EarlyExitMixin):
+        raise UnsupportedError("the model has exits already: load it again without them (load_plain)")
+    model.__class__ = early_exit_class(plain)
+    try:
+        model._build(settings)
+    except OfframpError:
+        model.__class__ = plain  # it stays as it was
+        raise
     setattr(model.config, SECTION, settings.to_json())
-    model._build(settings)
     norm = cut(model).exit_norm()
     model.offramp.reset_parameters(float(getattr(model.config, "initializer_range", 0.02)), norm)
     return model.to(next(model.parameters()).device)
@@ -207,18 +226,23 @@ def load_early_exit(folder: str | Path, *, dtype: torch.dtype = torch.float32) -
     """An early-exit model from a run folder.
 
     Raises:
-        RunError: tensors of the exits are missing, or the folder has no offramp section.
+        RunError: the folder has no offramp section, or weights that are missing, damaged or no safetensors.
     """
     try:
         config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise RunError(f"{folder} holds no model: {str(error).splitlines()[0]}") from error
+    except _UNREADABLE as error:
+        raise RunError(f"{folder} holds no model: {_first_line(error)}") from error
     if getattr(config, SECTION, None) is None:
         raise RunError(f"{folder} is no offramp run: its config.json has no 'offramp' section")
     model_class = AutoModelForSequenceClassification._model_mapping[type(config)]
-    model, info = early_exit_class(model_class).from_pretrained(
-        folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
-    )
+    try:
+        model, info = early_exit_class(model_class).from_pretrained(
+            folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+    except OfframpError:
+        raise
+    except _UNREADABLE as error:
+        raise RunError(f"{folder} is damaged, its model.safetensors cannot be read: {_first_line(error)}") from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise RunError(f"{folder} is damaged: its weights lack {missing[0]} and {len(missing) - 1} more")

@@ -28,6 +28,8 @@ class RuntimeInfo:
     """A text's answer does not depend on its neighbours in the batch."""
     extras: Mapping[str, int] = field(default_factory=dict)
     """Named extras every early exit gives -> their width (0: one number a unit)."""
+    remembers: bool = False
+    """Exits read what exits before them left in memory, so that none can be skipped."""
 
     @property
     def num_layers(self) -> int:

@@ -73,6 +73,7 @@ class FakeRuntime:
             dtype=dtype,
             batch_invariant=True,
             extras={"distances": outputs} if self._distances else {},
+            remembers=memory,
         )
         self._draw_weights(np.random.default_rng(seed), num_layers, outputs, hidden_size)
         self.reset_counts()

@@ -43,6 +43,7 @@ class TorchRuntime:
             # bfloat16 and float16 round differently in kernels of different shapes; float32 stays within 1e-6.
             batch_invariant=dtype == "float32",
             extras=self.model.offramp.extras(),  # type: ignore[operator, union-attr]
+            remembers=any(head.remembers for head in self.model.offramp.early),  # type: ignore[union-attr]
         )
 
     @classmethod

@@ -312,8 +312,11 @@ def _run_phase(
         data_collator=_Collate(tokenizer.pad_token),
         compute_metrics=exit_metrics(task, [stage.layers for stage in model.stages]),
     )
+    # Whichever transformers chose: a bar, a notebook's bar, or dictionaries printed (where its logging is quiet).
     trainer.callback_handler.callbacks = [
-        callback for callback in trainer.callback_handler.callbacks if "Progress" not in type(callback).__name__
+        callback
+        for callback in trainer.callback_handler.callbacks
+        if not type(callback).__name__.endswith(("ProgressCallback", "PrinterCallback"))
     ]
     trainer.add_callback(ExitProgress(task.main_metric))
     trainer.train(resume_from_checkpoint=_last_checkpoint(folder) if plan.resume else None)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 from transformers import EvalPrediction, ProgressCallback, Trainer
 
 from offramp.errors import TrainingError
@@ -97,6 +98,18 @@ class ExitProgress(ProgressCallback):
         super().__init__()
         self.metric = metric
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.training_bar = _bar(state.max_steps)
+        self.current_step = 0
+
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        if self.prediction_bar is None and state.is_world_process_zero:
+            self.prediction_bar = _bar(len(eval_dataloader))
+        super().on_prediction_step(args, state, control, eval_dataloader=eval_dataloader, **kwargs)
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or self.training_bar is None or not logs:
             return
@@ -109,3 +122,8 @@ class ExitProgress(ProgressCallback):
                 f"epoch {logs['epoch']:.2f}  dev {self.metric} by exit: {values}  "
                 f"mean loss {logs['eval_exits_loss']:.4f}"
             )
+
+
+def _bar(total: int) -> tqdm[Any]:
+    """A bar with time left; none where standard error is no terminal, as in a log file."""
+    return tqdm(total=total, dynamic_ncols=True, leave=False, disable=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -55,6 +56,9 @@ class HeadOutput:
 
 class Head(nn.Module, ABC):
     """An internal classifier after a layer."""
+
+    remembers: ClassVar[bool] = False
+    """It reads ``memory``, so that no exit before it may be skipped."""
 
     def extras(self) -> dict[str, int]:
         """Names of the extras it gives -> their width (0: one number a text)."""
