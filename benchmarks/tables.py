@@ -1,0 +1,142 @@
+"""Write the tables in README.md and docs/ from benchmarks/results/.
+
+    python benchmarks/tables.py [--check]
+
+A table stands between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``; what is between is replaced. ``--check``
+changes nothing and fails where a page is not what the results say (the tests run it). A result that is missing leaves
+"Not run yet.".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+Result = Mapping[str, Any]
+
+
+def sst2(result: Result) -> str:
+    """Criteria at layer speed-ups, and seconds, of DE3-BERT trained on SST-2."""
+    comparison, plain = result["comparison"], result["plain"]
+    full = comparison["full_depth"]
+    heads = " | ".join(f"{target:g}x layers" for target in comparison["targets"])
+    lines = [
+        f"DE3-BERT on SST-2 ({result['setup']['rows']['train']:,} rows, {result['setup']['epochs']} epochs, "
+        f"{result['setup']['encoder']}; {comparison['n']} dev rows). Full depth {_score(full)}; a plain fine-tune of "
+        f"the same set-up {100 * plain['accuracy']:.1f} ± {100 * plain['standard_error']:.1f} (standard error).",
+        "",
+        f"| accuracy, knobs chosen on the other half | {heads} |",
+        "|---|" + "---|" * len(comparison["targets"]),
+    ]
+    for row in comparison["rows"]:
+        cells = ["not reached" if cell is None else _score(cell) for cell in row["cells"]]
+        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
+    clock = result["wall_clock"]
+    lines += [
+        "",
+        f"Seconds, {clock['runtime']}, batch {clock['batch_size']}, 2 cores, median of {clock['rounds']} interleaved "
+        "rounds against full depth in the same engine (entropy, thresholds from the same dev rows):",
+        "",
+        "| | accuracy | layers executed | layers weighted by tokens | wall clock | wall-clock speed-up |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in clock["rows"]:
+        low, high = row["wall_clock_fraction_range"]
+        lines.append(
+            f"| {row['setting']} | {100 * row['accuracy']:.1f} | {row['layer_fraction']:.3f} | "
+            f"{row['token_layer_fraction']:.3f} | {row['wall_clock_fraction']:.3f} ({low:.3f}-{high:.3f}) | "
+            f"{1 / row['wall_clock_fraction']:.2f}x |"
+        )
+    return "\n".join([*lines, "", _origin(result, "python benchmarks/sst2.py")])
+
+
+def training_defaults(result: Result) -> str:
+    """Points won or lost against the base set-up, by change and task."""
+    cells = result["cells"]
+    tasks = list(dict.fromkeys(cell["task"] for cell in cells))
+    base = {cell["task"]: cell for cell in cells if cell["change"] == "base"}
+    lines = [
+        "| change to the base set-up | " + " | ".join(f"{task} (n={base[task]['n']})" for task in tasks) + " |",
+        "|---|" + "---|" * len(tasks),
+        "| base: area / at 2x / full depth | "
+        + " | ".join(" / ".join(_points(base[task][key]) for key in KEYS) for task in tasks)
+        + " |",
+    ]
+    for change in dict.fromkeys(cell["change"] for cell in cells):
+        if change == "base":
+            continue
+        found = {cell["task"]: cell for cell in cells if cell["change"] == change}
+        row = [
+            " / ".join(_gap(found[task][key], base[task][key]) for key in KEYS) if task in found else "not run"
+            for task in tasks
+        ]
+        lines.append(f"| {change} | {' | '.join(row)} |")
+    return "\n".join([*lines, "", _origin(result, "python benchmarks/training_defaults.py")])
+
+
+KEYS = ("area", "at_2x", "full_depth")
+TABLES: Mapping[str, tuple[str, Callable[[Result], str]]] = {
+    "sst2": ("README.md", sst2),
+    "training_defaults": ("docs/training.md", training_defaults),
+}
+"""Result file and block -> page, and how the block is written."""
+
+
+def _score(cell: Result) -> str:
+    low, high = cell["interval"]
+    return f"{100 * cell['score']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _points(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _gap(value: float | None, base: float | None) -> str:
+    return "-" if value is None or base is None else f"{100 * (value - base):+.1f}"
+
+
+def _origin(result: Result, command: str) -> str:
+    """The papers of the numbers, in a line."""
+    versions = ", ".join(f"{name} {result['versions'][name]}" for name in ("torch", "transformers"))
+    commit = (result["commit"] or "no commit")[:12] + (" with changes" if result["dirty"] else "")
+    seeds = ", ".join(map(str, result["seeds"]))
+    return f"<sub>`{command}`, {result['date'][:10]}, commit {commit}, {versions}, seed {seeds}.</sub>"
+
+
+def written(page: str, name: str, table: str) -> str:
+    """The page with one block replaced."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    pattern = re.compile(re.escape(begin) + r".*?" + re.escape(end), re.DOTALL)
+    if not pattern.search(page):
+        raise SystemExit(f"the page has no block {name}")
+    return pattern.sub(lambda _: f"{begin}\n{table}\n{end}", page)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail where a page is out of date")
+    check = parser.parse_args().check
+    stale = []
+    for name, (page, write) in TABLES.items():
+        source = RESULTS / f"{name}.json"
+        table = write(json.loads(source.read_text(encoding="utf-8"))) if source.is_file() else "Not run yet."
+        path = ROOT / page
+        before = path.read_text(encoding="utf-8")
+        after = written(before, name, table)
+        if after != before:
+            stale.append(page)
+            if not check:
+                path.write_text(after, encoding="utf-8")
+    if check and stale:
+        sys.exit(f"{', '.join(stale)} is not what benchmarks/results says: run python benchmarks/tables.py")
+
+
+if __name__ == "__main__":
+    main()
