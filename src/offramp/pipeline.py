@@ -127,7 +127,8 @@ class Classifier:
             threshold=threshold, speedup=speedup, max_layers=max_layers, full_depth=full_depth, knobs=knobs
         )
         if isinstance(texts, str | tuple):
-            return next(self.stream([cast("Text", texts)], setting))
+            [prediction] = self.stream([cast("Text", texts)], setting)
+            return prediction
         return list(self.stream(texts, setting))
 
     def setting(
@@ -231,7 +232,10 @@ class Classifier:
     def _say_what_was_cut(self, cut: int, number: int) -> None:
         if cut:
             which = "a text is" if number == 1 else f"{cut} of {number} texts {'is' if cut == 1 else 'are'}"
-            logger.warning("%s longer than the %d tokens this model reads, and was cut", which, self.run.max_length)
+            logger.warning(
+                "%s longer than the %d tokens this model reads, and %s cut",
+                which, self.run.max_length, "was" if cut == 1 else "were",
+            )  # fmt: skip
 
     def read(self, finished: Finished, *, truncated: bool = False) -> Prediction:
         """What people read."""

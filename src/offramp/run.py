@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from offramp.errors import RunError
-from offramp.types import ProblemType
+from offramp.types import PROBLEM_TYPES, ProblemType
 
 __all__ = ["FORMAT", "Run", "replace_folder"]
 
@@ -46,7 +46,8 @@ class Run:
         section = config.get("offramp")
         if not isinstance(section, dict):
             raise RunError(f"{folder} is no offramp run: its config.json has no 'offramp' section")
-        if section.get("format", 0) > FORMAT:
+        _check_section(folder, config, section)
+        if section["format"] > FORMAT:
             raise RunError(
                 f"{folder} has run format {section['format']} and this offramp reads up to {FORMAT}: "
                 "upgrade with pip install -U offramp"
@@ -98,6 +99,22 @@ class Run:
         return bool(self.section.get("token_types", False))
 
 
+def _check_section(folder: Path, config: Mapping[str, Any], section: Mapping[str, Any]) -> None:
+    """Raise RunError where what a run is read by is not what it should be."""
+    numbers = config.get("id2label") or {}
+    right = {
+        "format": isinstance(section.get("format"), int),
+        "max_length": isinstance(section.get("max_length"), int),
+        "recipe": isinstance(section.get("recipe"), str),
+        "problem_type": config.get("problem_type") in (None, *PROBLEM_TYPES),
+        "id2label": isinstance(numbers, dict) and all(str(key).isdecimal() for key in numbers),
+    }
+    for name, well in right.items():
+        # A newer format may hold other things: it is refused for what it is.
+        if not well and (name == "format" or section["format"] <= FORMAT):
+            raise RunError(f"{folder} is damaged: {name} in its config.json is not what offramp wrote; train it again")
+
+
 @contextmanager
 def replace_folder(target: str | Path) -> Iterator[Path]:
     """A temporary folder beside ``target`` that takes its place when the block ends well.
@@ -119,13 +136,10 @@ def replace_folder(target: str | Path) -> Iterator[Path]:
         yield staging
         if target.exists():
             os.rename(target, old)
-        try:
-            os.rename(staging, target)
-        except BaseException:
-            if old.exists():
-                os.rename(old, target)
-            raise
+        os.rename(staging, target)
     finally:
+        if old.exists() and not target.exists():
+            os.rename(old, target)
         shutil.rmtree(staging, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 

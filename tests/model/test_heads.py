@@ -175,14 +175,14 @@ def test_settings_that_make_no_sense(name: str, settings: dict[str, Any], messag
 
 @pytest.mark.parametrize("width", ["8", 0, -1, 2.5])
 def test_a_width_that_is_none_is_refused(width: Any) -> None:
-    with pytest.raises(KnobError, match="head.width must be a whole number, 1 or more"):
+    with pytest.raises(KnobError, match=r"head\.width must be a whole number, 1 or more"):
         make_head("prototypical", surroundings(), {"width": width})
 
 
 @pytest.mark.parametrize("dropout", ["much", 1.5, -0.1])
 @pytest.mark.parametrize("name", ["linear", "prototypical"])
 def test_a_dropout_that_is_none_is_refused(name: str, dropout: Any) -> None:
-    with pytest.raises(KnobError, match="head.dropout must be"):
+    with pytest.raises(KnobError, match=r"head\.dropout must be"):
         make_head(name, surroundings(), {"dropout": dropout})
 
 

@@ -213,7 +213,9 @@ def test_padding_on_the_left(tiny_model: Make, rows: Make) -> None:
 @pytest.mark.parametrize("mask", [[[1, 0, 1]], [[0, 0, 0]]], ids=["a hole", "nothing"])
 def test_masks_that_are_no_padding_on_the_right(mask: list[list[int]], tiny_model: Make) -> None:
     with pytest.raises(UnsupportedError, match="padded on the right"):
-        say(tiny_model("bert"), {"input_ids": torch.ones(1, 3, dtype=torch.int64), "attention_mask": torch.tensor(mask)})
+        say(
+            tiny_model("bert"), {"input_ids": torch.ones(1, 3, dtype=torch.int64), "attention_mask": torch.tensor(mask)}
+        )
 
 
 def test_de3bert_refuses_other_problem_types(tiny_model: Make, rows: Make) -> None:
@@ -250,7 +252,9 @@ def saved(tiny_model: Make, tmp_path: Path) -> Path:
 def test_a_missing_tensor(saved: Path, name: str) -> None:
     tensors = load_file(saved / "model.safetensors")
     assert name in tensors
-    save_file({key: value for key, value in tensors.items() if key != name}, saved / "model.safetensors", {"format": "pt"})
+    save_file(
+        {key: value for key, value in tensors.items() if key != name}, saved / "model.safetensors", {"format": "pt"}
+    )
     with pytest.raises(RunError, match=f"damaged: its weights lack {name}"):
         load_early_exit(saved)
 
@@ -316,6 +320,7 @@ def test_pickles_are_never_executed(load: Callable[[Any], Any], trap: Path, tmp_
     assert not (tmp_path / "sprung").exists()
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_bare_pickles_neither(saved: Path, tmp_path: Path) -> None:
     (saved / "model.safetensors").unlink()
     (saved / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))

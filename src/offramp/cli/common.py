@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -61,20 +61,19 @@ LabelColumn = Annotated[
 ]
 
 
-def console(*, stderr: bool = False) -> Console:
+def console() -> Console:
     """For people. Prints what it is given (a label may be called ``[b]``), and cuts nothing where no one looks on."""
-    stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() or "COLUMNS" in os.environ else 200
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True, width=width)
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, width=width)
 
 
-def show(table: Table, *, stderr: bool = False) -> None:
+def show(table: Table) -> None:
     """Print a table."""
-    console(stderr=stderr).print(table)
+    console().print(table)
 
 
-def print_json(value: Mapping[str, Any]) -> None:
-    """One JSON object on standard output; numbers that JSON does not know become null."""
+def print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
+    """One JSON value on standard output; numbers that JSON does not know become null."""
     json.dump(_plain(value), sys.stdout, ensure_ascii=False, indent=2, allow_nan=False)
     sys.stdout.write("\n")
 

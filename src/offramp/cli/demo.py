@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +12,7 @@ import typer
 from rich.console import Console
 
 from offramp.cli import app
-from offramp.cli.common import console, quiet_transformers, show
+from offramp.cli.common import console, print_json, quiet_transformers
 from offramp.errors import DataError, require
 
 # One pass more costs about a minute on two cores; docs/training.md has the numbers.
@@ -19,36 +21,50 @@ LEARNING_RATE = 1e-4
 MAX_LENGTH = 64
 
 
-@app.command()
+@app.command(short_help="The whole story on packaged data, in minutes.")
 def demo(
-    out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("runs/demo"),
-    model: Annotated[str | None, typer.Option(help="An encoder, instead of the packaged one.")] = None,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Run folder to write.")] = Path("runs/demo"),
+    model: Annotated[str | None, typer.Option(metavar="MODEL", help="An encoder, instead of the packaged one.")] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Folder with train, checkpoint, choose and report .jsonl, instead of the packaged reviews."),
+        typer.Option(
+            metavar="FOLDER",
+            help="Holds train, checkpoint, choose and report .jsonl, instead of the packaged reviews.",
+        ),
     ] = None,
-    epochs: Annotated[float, typer.Option(help="Passes over the training sentences.")] = EPOCHS,
-    seed: Annotated[int, typer.Option(help="Of split and training.")] = 42,
+    epochs: Annotated[float, typer.Option(metavar="X", help="Passes over the training sentences.")] = EPOCHS,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of split and training.")] = 42,
     fresh: Annotated[bool, typer.Option("--fresh", help="Train again where the run folder exists.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object at the end, and all else on standard error.")
+    ] = False,
 ) -> None:
     """Train DE3-BERT on review sentences, compare criteria, and measure what early exit is worth."""
     require("torch", extra="train")
     require("transformers", extra="train")
     require("matplotlib", extra="plots")
     quiet_transformers()
+    with redirect_stdout(sys.stderr if as_json else sys.stdout):
+        result = _tell(out, model, data, epochs=epochs, seed=seed, fresh=fresh)
+    if as_json:
+        print_json(result)
+
+
+def _tell(out: Path, model: str | None, data: Path | None, *, epochs: float, seed: int, fresh: bool) -> dict[str, Any]:
     say = console()
-    say.print("[bold]1. Data[/bold]")
+    say.print("1. Data", style="bold")
     parts = _parts(say, data, seed, out)
-    say.print("\n[bold]2. Training[/bold]  DE3-BERT: an exit after every layer, with class prototypes")
+    say.print("\n2. Training", style="bold")
+    say.print("   DE3-BERT: an exit after every layer, with class prototypes")
     _train(say, out, model, parts, epochs=epochs, seed=seed, fresh=fresh)
-    say.print("\n[bold]3. Choosing an operating point[/bold] on the part called choose")
+    say.print("\n3. Choosing an operating point on the part called choose", style="bold")
     _choose(say, out, parts)
-    say.print("\n[bold]4. Criteria side by side[/bold] on the part called report: knobs chosen on one half, scored on")
-    say.print("   the other, mean over 50 splits; intervals are 95 %")
-    _compare(out, parts)
-    say.print("\n[bold]5. What it is worth[/bold] on the part called report, which nothing was chosen on")
-    _measure(say, out, parts)
+    say.print("\n4. Criteria side by side on the part called report", style="bold")
+    comparison = _compare(say, out, parts)
+    say.print("\n5. What it is worth on the part called report, which nothing was chosen on", style="bold")
+    evaluation = _measure(say, out, parts)
     _next_steps(say, out)
+    return {"run": str(out), "comparison": comparison, "evaluation": evaluation}
 
 
 def _parts(say: Console, data: Path | None, seed: int, out: Path) -> dict[str, Path]:
@@ -125,7 +141,7 @@ def _choose(say: Console, out: Path, parts: dict[str, Path]) -> None:
     )
 
 
-def _compare(out: Path, parts: dict[str, Path]) -> None:
+def _compare(say: Console, out: Path, parts: dict[str, Path]) -> dict[str, Any]:
     from offramp.bench.report import as_table
     from offramp.cli.compare import write_comparison
     from offramp.cli.recording import record_data
@@ -133,21 +149,24 @@ def _compare(out: Path, parts: dict[str, Path]) -> None:
 
     trace, texts = record_data(out, str(parts["report"]), need_labels=True)
     save_trace(trace, out / "traces" / "report")
-    show(as_table(write_comparison(trace, out / "compare", texts=texts, title="Review sentences")))
+    result = write_comparison(trace, out / "compare", texts=texts, title="Review sentences")
+    say.print(as_table(result))
+    return result
 
 
-def _measure(say: Console, out: Path, parts: dict[str, Path]) -> None:
+def _measure(say: Console, out: Path, parts: dict[str, Path]) -> dict[str, Any]:
     from offramp.bench.evaluate import evaluate
     from offramp.bench.provenance import write_result
     from offramp.pipeline import load
     from offramp.training.data import load_examples
 
     classifier = load(out)
-    examples = load_examples(str(parts["report"]), classifier.task)
+    examples = load_examples(str(parts["report"]), classifier.task, prefer=classifier.columns)
     assert examples.labels is not None
     result = evaluate(classifier, examples.texts, examples.labels, classifier.setting())
     write_result(out / "evaluation.json", result)
     say.print(_sentence(result))
+    return result
 
 
 def _sentence(result: dict[str, Any]) -> str:
@@ -168,7 +187,7 @@ def _next_steps(say: Console, out: Path) -> None:
     here = f".venv{os.sep}bin{os.sep}offramp" if Path(".venv/bin/offramp").exists() else "offramp"
     say.print(
         f"\nSaved: {out} (model, traces, {out}/compare/report.html, {out}/compare/compare.png)\n\n"
-        "[bold]Try next[/bold]\n"
+        "Try next\n"
         f'   {here} inspect {out} "a gem of a film, warm and funny"\n'
         f'   {here} inspect {out} "not without its charms, but it never quite comes together"\n'
         f'   {here} predict {out} "a gem" "neither here nor there"\n'

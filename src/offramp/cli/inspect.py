@@ -35,7 +35,7 @@ CLASSES_SHOWN = 6
 def inspect(
     run: RunFolder,
     text: Annotated[str, typer.Argument(metavar="TEXT", help="The text.")],
-    second: Annotated[str | None, typer.Argument(metavar="[SECOND]", help="The second text of a pair.")] = None,
+    second: Annotated[str | None, typer.Argument(metavar="SECOND", help="The second text of a pair.")] = None,
     threshold: Threshold = None,
     speedup: Speedup = None,
     knob: KnobValues = None,
@@ -154,7 +154,7 @@ def _print(result: dict[str, Any]) -> None:
             "<- left" if entry["left"] else "",
         )
     show(table)
-    cut = f", cut to {result['tokens']}" if result["truncated"] else ""
+    cut = ", cut from more" if result["truncated"] else ""
     console().print(f"\n{_why(result)} {result['tokens']} tokens{cut}.")
 
 

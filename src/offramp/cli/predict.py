@@ -41,7 +41,7 @@ def predict(
     texts: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[TEXT]...",
+            metavar="TEXT",
             help="Texts (two by two, where the run was trained on pairs); without any, --input is read.",
         ),
     ] = None,

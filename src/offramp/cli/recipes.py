@@ -16,12 +16,10 @@ def recipes(as_json: Json = False) -> None:
     loaded = {name: load_recipe(name) for name in available()}
     if as_json:
         print_json(
-            {
-                "recipes": [
-                    {"name": name, "summary": recipe.summary, "source": recipe.source, "serves": list(recipe.criteria)}
-                    for name, recipe in loaded.items()
-                ]
-            }
+            [
+                {"name": name, "summary": recipe.summary, "source": recipe.source, "serves": list(recipe.criteria)}
+                for name, recipe in loaded.items()
+            ]
         )
         return
     table = Table("recipe", "what it does", box=None)

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from safetensors import SafetensorError
 
 from offramp.cli import app
 from offramp.cli.common import Columns, LabelColumn, console, parse_settings, quiet_transformers, split_columns
-from offramp.errors import KnobError, TrainingError, require
+from offramp.errors import KnobError, RunError, TrainingError, require
 
 
 @app.command(
-    short_help="Data and an encoder to a run folder with a default operating point.",
+    short_help="Data and an encoder in, a run folder out.",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     epilog="Any argument of transformers' Trainer may follow by its own name: --num_train_epochs 8, "
     "--learning_rate 3e-5, --per_device_train_batch_size 16, --seed 1, --gradient_accumulation_steps 2, ...",
@@ -79,6 +80,8 @@ def train(
     from offramp.training.train import train as run_training
 
     quiet_transformers()
+    if (Path(model).is_absolute() or model.startswith(".")) and not Path(model).is_dir():
+        raise RunError(f"there is no folder {model}: check --model")
     arguments = _trainer_arguments(context.args)
     _check_names(arguments, context)
     if head_learning_rate is not None:
@@ -124,17 +127,33 @@ def _say_done(folder: Path, point: Any, data: str) -> None:
 
 @contextmanager
 def _left_tidy(out: Path) -> Iterator[None]:
-    """After a failure the work folder stays only where there is something in it to go on from."""
+    """After a failure the work folder stays only where there is something in it to go on from; what to do is said."""
     work = out.with_name(out.name + ".training")
     try:
         yield
     except BaseException as error:
-        worth = any(work.glob("phase-*/checkpoint-*")) or any(work.glob("phase-*/finished"))
-        if not worth and not isinstance(error, TrainingError):
+        # trainer_state.json is what transformers writes last into a checkpoint.
+        begun = any(work.glob("phase-*/checkpoint-*/trainer_state.json")) or any(work.glob("phase-*/finished"))
+        if not begun and not isinstance(error, TrainingError):
             shutil.rmtree(work, ignore_errors=True)
-        elif isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt(": the same command with --resume goes on from the last checkpoint") from None
+        again = "the same command with --resume goes on from the last checkpoint" if begun else ""
+        if isinstance(error, KeyboardInterrupt) and begun:
+            raise KeyboardInterrupt(f": {again}") from None
+        if _is_failed_write(error):
+            reason = str(error).splitlines()[0]
+            raise TrainingError(
+                f"cannot write to {work} or {out}, is the disk full? ({reason}): make room, then "
+                + (again or "train again")
+            ) from error
         raise
+
+
+def _is_failed_write(error: BaseException) -> bool:
+    """A full disk where it is no OSError: safetensors has an error of its own, torch.save a RuntimeError."""
+    archive = ("PytorchStreamWriter", "inline_container")
+    return isinstance(error, SafetensorError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in archive)
+    )
 
 
 def _layers(exits: str | None) -> tuple[int, ...] | None:
@@ -165,9 +184,10 @@ def _check_names(arguments: dict[str, Any], context: typer.Context) -> None:
     """Complain of a misspelt option of ours; ``make_arguments`` does of a misspelt argument of Trainer's."""
     from offramp.training.arguments import ExitTrainingArguments
 
-    known = {f.name for f in fields(ExitTrainingArguments)}
-    ours = [option for parameter in context.command.params for option in parameter.opts if option.startswith("--")]
+    known = {"--" + f.name.replace("_", "-") for f in fields(ExitTrainingArguments)}
+    ours = {option for parameter in context.command.params for option in parameter.opts}
     for name in arguments:
-        near = get_close_matches("--" + name.replace("_", "-"), ours, n=1, cutoff=0.8)
-        if name not in known and near:
+        option = "--" + name.replace("_", "-")
+        near = get_close_matches(option, known | ours, n=1)
+        if option not in known and near and near[0] not in known:
             raise KnobError(f"no option is called --{name}: did you mean {near[0]}?")

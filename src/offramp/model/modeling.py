@@ -8,7 +8,7 @@ that holds the exits. So ``save_pretrained`` writes one safetensors file in whic
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
@@ -35,7 +35,7 @@ SECTION = "offramp"
 
 
 @dataclass
-class EarlyExitOutput(ModelOutput):
+class EarlyExitOutput(ModelOutput):  # type: ignore[misc]
     """What ``forward`` returns.
 
     Attributes:
@@ -61,7 +61,7 @@ class EarlyExitMixin:
         self._build(ExitSettings.from_json(getattr(config, SECTION)))
 
     def _build(self, settings: ExitSettings) -> None:
-        parts = cut(self)  # type: ignore[arg-type]
+        parts = cut(self)
         # Never None: plain transformers guesses it anew at every loss where it is.
         self.problem_type: ProblemType = self.config.problem_type or "single_label_classification"
         self.settings = settings
@@ -75,6 +75,16 @@ class EarlyExitMixin:
         )
         self.offramp = Exits(settings, self.stages, around, parts.exit_norm())
         self.objective = make_objective(settings.objective, settings.objective_settings)
+
+    def minimise(self, objective: str, settings: Mapping[str, Any]) -> None:
+        """Train for another objective from now on; a save remembers it.
+
+        Raises:
+            KnobError: no such objective, or no such setting.
+        """
+        self.objective = make_objective(objective, settings)
+        self.settings = replace(self.settings, objective=objective, objective_settings=settings)
+        setattr(self.config, SECTION, self.settings.to_json())
 
     def pool(self, parts: Cut, hidden: Tensor, lengths: Tensor) -> Tensor:
         """One vector a text, as the settings say: [B, L, H] -> [B, pooled size]."""
@@ -121,7 +131,7 @@ class EarlyExitMixin:
             UnsupportedError: padding elsewhere than on the right, or a row that is nothing else.
         """
         lengths = _lengths(input_ids, attention_mask)
-        parts = cut(self)  # type: ignore[arg-type]
+        parts = cut(self)
         hidden = parts.embed(input_ids, lengths, token_type_ids)
         outputs: list[HeadOutput] = []
         memory: Mapping[str, Tensor] = {}
@@ -164,7 +174,12 @@ def classifier_dropout(config: Any) -> float:
 @cache
 def early_exit_class(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """The class with exits; it keeps the name, so that config.json's ``architectures`` stays loadable by anyone."""
-    return type(model_class.__name__, (EarlyExitMixin, model_class), {"__module__": model_class.__module__})
+    members = {
+        "__module__": model_class.__module__,
+        # Whatever dtype is loaded: distances between near points have no digits left in bfloat16.
+        "_keep_in_fp32_modules_strict": [*(model_class._keep_in_fp32_modules_strict or ()), "prototypes.means"],
+    }
+    return type(model_class.__name__, (EarlyExitMixin, model_class), members)
 
 
 _UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, UnpicklingError, SafetensorError)
@@ -207,7 +222,7 @@ def add_exits(model: PreTrainedModel, settings: ExitSettings) -> PreTrainedModel
         UnsupportedError: a family that cannot be cut into layers, or a model that has exits already.
         KnobError: settings that make no sense for it.
     """
-    plain = type(model)
+    plain: Any = type(model)
     if issubclass(plain, EarlyExitMixin):
         raise UnsupportedError("the model has exits already: load it again without them (load_plain)")
     model.__class__ = early_exit_class(plain)

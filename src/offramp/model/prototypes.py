@@ -35,7 +35,7 @@ class Prototypes(nn.Module):
         check_number("the prototypes' rate", rate, low=1e-6, high=1)
         super().__init__()
         self.rate = rate
-        self.register_buffer("means", torch.zeros(num_classes, width))
+        self.register_buffer("means", torch.zeros(num_classes, width, dtype=torch.float32))
         self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
         # Not a buffer: what is pending belongs to an optimiser step under way and is never saved.
         self._pending: tuple[Tensor, Tensor] | None = None

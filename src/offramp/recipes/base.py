@@ -7,7 +7,7 @@ here, and looked up (``offramp.model.heads``, ``offramp.objectives``) when train
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from offramp.criteria import Criterion
@@ -86,7 +86,8 @@ class Recipe:
         """The recipe with settings replaced: ``{"head.width": 64, "objective.alpha": 1.0, "criterion.lam": 5}``.
 
         Raises:
-            KnobError: a name that does not begin with head, objective or criterion.
+            KnobError: a name that does not begin with head, objective or criterion, or a setting that the recipe's
+                criterion does not have (those of heads and objectives are checked when they are built).
         """
         groups: dict[str, dict[str, Any]] = {"head": {}, "objective": {}, "criterion": {}}
         for name, value in settings.items():
@@ -94,15 +95,28 @@ class Recipe:
             if group not in groups or not dot:
                 raise KnobError(f"setting {name!r} must begin with head., objective. or criterion.")
             groups[group][key] = value
-        try:
-            criteria = {kind: replace(rule, **groups["criterion"]) for kind, rule in self.criteria.items()}
-        except TypeError as error:
-            raise KnobError(f"this recipe's criterion has no such setting: {error}") from None
         return replace(
             self,
             head=self.head.changed(groups["head"]),
             training=tuple(
                 replace(phase, objective=phase.objective.changed(groups["objective"])) for phase in self.training
             ),
-            criteria=criteria,
+            criteria=self._changed_criteria(groups["criterion"]),
         )
+
+    def _changed_criteria(self, settings: Mapping[str, Any]) -> dict[ProblemType, Criterion]:
+        """Each criterion with those settings that it has; every setting must be one of some criterion's."""
+        known = {kind: {f.name for f in fields(rule)} - {"problem_type"} for kind, rule in self.criteria.items()}
+        every = set().union(*known.values())
+        for name in settings:
+            if name not in every:
+                has = f"only {', '.join(sorted(every))}" if every else "none at all"
+                raise KnobError(f"this recipe's criterion has no setting {name!r}, {has}")
+        try:
+            return {
+                kind: replace(rule, **{name: settings[name] for name in settings if name in known[kind]})
+                for kind, rule in self.criteria.items()
+            }
+        except TypeError as error:
+            given = ", ".join(f"criterion.{name}={value!r}" for name, value in settings.items())
+            raise KnobError(f"{given}: {error}") from None

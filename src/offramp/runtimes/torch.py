@@ -30,7 +30,7 @@ class TorchRuntime:
 
     def __init__(self, model: torch.nn.Module, *, device: str | torch.device | None = None) -> None:
         self.model = model.eval() if device is None else model.eval().to(device)
-        self._cut = cut(self.model)  # type: ignore[arg-type]
+        self._cut = cut(self.model)
         parameter = next(self.model.parameters())
         self.device = parameter.device
         dtype = str(parameter.dtype).removeprefix("torch.")
@@ -52,11 +52,16 @@ class TorchRuntime:
 
         Raises:
             RunError: the folder is no run, or damaged.
-            KnobError: a dtype this runtime does not have.
+            KnobError: a dtype this runtime does not have, or a device this machine does not.
         """
         if dtype not in _DTYPES:
             raise KnobError(f"dtype must be one of {', '.join(_DTYPES)}, not {dtype!r}")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without CUDA
+            reason = str(error).splitlines()[0]
+            raise KnobError(f"device {device!r} cannot be used here ({reason}): leave it out, or give cpu") from None
         return cls(load_early_exit(folder, dtype=_DTYPES[dtype]), device=device)
 
     @property

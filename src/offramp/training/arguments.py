@@ -41,7 +41,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 @dataclass
-class ExitTrainingArguments(TrainingArguments):
+class ExitTrainingArguments(TrainingArguments):  # type: ignore[misc]
     """``transformers.TrainingArguments`` and one of ours."""
 
     head_learning_rate: float | None = field(
@@ -84,7 +84,7 @@ def _parse(name: str, value: Any) -> Any:
     """A command line's string as the type transformers declares for it."""
     if not isinstance(value, str):
         return value
-    parser = HfArgumentParser(ExitTrainingArguments, exit_on_error=False)  # type: ignore[arg-type]
+    parser = HfArgumentParser(ExitTrainingArguments, exit_on_error=False)
     action = next(action for action in parser._actions if action.dest == name)
     if value.lower() in ("none", "null"):
         return None

@@ -111,6 +111,8 @@ def train(plan: Plan) -> Run:
     model = _model(plan, recipe, data)
     _say_what_was_cut(train_rows := tokenizer.encode(data.train.texts), max_length)
     dev_rows = tokenizer.encode(data.dev.texts)
+    assert data.train.labels is not None
+    assert data.dev.labels is not None
     history: list[dict[str, Any]] = []
     for number, phase in enumerate(recipe.training, start=1):
         model, log = _run_phase(
@@ -155,6 +157,8 @@ def _prepare(work: Path, plan: Plan) -> None:
     """The folder of checkpoints: fresh, or the interrupted one where ``--resume`` was asked for."""
     path = work / "plan.json"
     if not plan.resume:
+        if work.exists() and not path.is_file() and (not work.is_dir() or any(work.iterdir())):
+            raise RunError(f"{work} exists and holds something else: checkpoints go there, so give another --out")
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         path.write_text(json.dumps(plan.fingerprint(), indent=1), encoding="utf-8")
@@ -300,6 +304,7 @@ def _run_phase(
     if finished.is_dir():
         return load_early_exit(finished), json.loads((folder / "history.json").read_text(encoding="utf-8"))
     model.train()
+    model.minimise(phase.objective.name, phase.objective.settings)
     for which in ("backbone", "heads"):
         for _, parameter in parameters_of(model, which):
             parameter.requires_grad_(phase.train in ("all", which))
@@ -344,9 +349,18 @@ def _phase_arguments(
 
 def _last_checkpoint(folder: Path) -> str | None:
     """The newest complete checkpoint: trainer_state.json is what transformers writes last."""
-    complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if _is_json(path)]
     newest = max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
     return None if newest is None else str(newest)
+
+
+def _is_json(path: Path) -> bool:
+    """Whether the file was written to its end."""
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
 
 
 def _record_of(

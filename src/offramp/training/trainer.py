@@ -22,13 +22,15 @@ from offramp.tasks import Task
 __all__ = ["ExitProgress", "ExitTrainer", "exit_metrics"]
 
 
-class ExitTrainer(Trainer):
+class ExitTrainer(Trainer):  # type: ignore[misc]
     """Trainer for a model with exits.
 
     Args:
         moves: whose parameters this phase trains.
         **kwargs: Trainer's own.
     """
+
+    optimizer: torch.optim.Optimizer | None
 
     def __init__(self, *, moves: Literal["all", "heads", "backbone"] = "all", **kwargs: Any) -> None:
         self.moves = moves
@@ -60,12 +62,30 @@ class ExitTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: Mapping[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """One micro-batch; a loss that is no number ends the training before the optimiser sees it."""
         loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
-        if not math.isfinite(loss.item()):
-            raise TrainingError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}: training stopped, and the last good "
-                f"checkpoint is kept in {self.args.output_dir}; go on with --resume and a lower --learning_rate"
-            )
+        _check_number("the loss", loss.item(), f"at step {self.state.global_step + 1}")
         return loss
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Go on from a checkpoint, with the learning rates asked for now: those that were saved would win."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not isinstance(self.lr_scheduler, torch.optim.lr_scheduler.LambdaLR):
+            return
+        assert self.optimizer is not None
+        rates = [group["lr"] for group in self._groups()]
+        self.lr_scheduler.base_lrs = rates
+        shares = [share(self.lr_scheduler.last_epoch) for share in self.lr_scheduler.lr_lambdas]
+        for group, rate, share in zip(self.optimizer.param_groups, rates, shares, strict=True):
+            group.update(initial_lr=rate, lr=rate * share)
+        self.lr_scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]  # what logs tell
+
+
+def _check_number(what: str, value: float, where: str) -> None:
+    """Raise TrainingError where a loss is none."""
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"{what} is {value} {where}: training stopped, and the last good checkpoint is kept; "
+            "go on with --resume and a lower --learning_rate"
+        )
 
 
 def exit_metrics(task: Task, layers: Sequence[int]) -> Callable[[EvalPrediction], dict[str, float]]:
@@ -75,6 +95,8 @@ def exit_metrics(task: Task, layers: Sequence[int]) -> Callable[[EvalPrediction]
         logits = np.asarray(prediction.predictions[1], dtype=np.float64)  # [N, E, C]
         labels = np.asarray(prediction.label_ids)
         result = {"exits_loss": float(np.mean([_loss(task, logits[:, e], labels) for e in range(logits.shape[1])]))}
+        # Before anything is saved: a checkpoint that is no number must not become the last one.
+        _check_number("the exits' loss", result["exits_loss"], "on dev")
         for e, layer in enumerate(layers):
             metrics = task.metrics(task.answers(logits[:, e]), labels)
             result[f"exit_{layer}_{task.main_metric}"] = metrics[task.main_metric]
@@ -91,12 +113,14 @@ def _loss(task: Task, logits: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]
     return float(exit_loss(torch.from_numpy(logits), torch.from_numpy(labels), task.problem_type))
 
 
-class ExitProgress(ProgressCallback):
+class ExitProgress(ProgressCallback):  # type: ignore[misc]
     """Trainer's bar with time left, and one readable line per evaluation instead of a dictionary."""
 
     def __init__(self, metric: str) -> None:
         super().__init__()
         self.metric = metric
+        self.training_bar: tqdm[Any] | None = None
+        self.prediction_bar: tqdm[Any] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Cli = Callable[..., Any]
+
+QUICK = ["--max_steps", "2", "--bf16", "false", "--pooling", "mean"]
+FEW = [("a lovely gem", "good"), ("the dull film", "bad"), ("bright music", "good"), ("cold and flat", "bad")]
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Path:
+    """Fewer rows than a batch."""
+    path = tmp_path / "few.tsv"
+    path.write_text("text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in FEW))
+    return path
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_fewer_rows_than_a_batch(cli: Cli, tiny_encoder: str, few: Path, tmp_path: Path) -> None:
+    out = tmp_path / "runs" / "few"
+    done = cli("train", "--model", tiny_encoder, "--data", few, "--out", out, *QUICK, "--head_learning_rate=1e-3")
+    assert done.status == 0, done
+    assert done.err == f"offramp: {few}: no dev part, so 1 of 4 rows were held out as dev\n"
+    # Nothing of what transformers says: a line an evaluation, then ours.
+    lines = done.out.splitlines()
+    assert all(line.startswith("epoch ") for line in lines[:-4])
+    assert lines[-4] == f"Saved {out}."
+    measured = json.loads((out / "operating_points.json").read_text())["points"][0]["measured"]
+    assert lines[-3].startswith(f"Default operating point (edr): accuracy {measured['score']:.4f} on dev")
+    assert lines[-2:] == [f'Next: offramp predict {out} "a text"', f"      offramp compare {out} --data {few}"]
+    assert os.listdir(out.parent) == ["few"]
+    for command in (["predict", out, *(text for text, _ in FEW)], ["evaluate", out, "--data", few, "--rounds", 0]):
+        assert cli(*command).status == 0
+    arguments = json.loads((out / "training.json").read_text())["arguments"]
+    assert arguments["head_learning_rate"] == 1e-3
+
+
+def test_ctrl_c_while_saving_leaves_the_old_run_whole_and_resume_goes_on(
+    cli: Cli, trained: Path, tiny_encoder: str, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Path(shutil.copytree(trained, tmp_path / "runs" / "run"))
+    before = hashes(out)
+    words = ("train", "--model", tiny_encoder, "--data", few, "--out", out, *QUICK)
+    seen: list[str] = []
+
+    def stop(folder: Path, *_: object) -> None:
+        seen.extend(path.name for path in folder.iterdir())
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("offramp.training.train.write_measured", stop)
+        done = cli(*words)
+    assert "model.safetensors" in seen  # the new run was half-written then
+    assert done.status == 130
+    assert done.err.splitlines()[-1] == (
+        "offramp: interrupted: the same command with --resume goes on from the last checkpoint"
+    )
+    assert hashes(out) == before
+    assert sorted(os.listdir(out.parent)) == ["run", "run.training"]
+    assert cli("predict", out, "a gem").lines[0]["label"] in ("good", "bad", "odd")
+    assert cli(*words, "--resume").status == 0
+    assert os.listdir(out.parent) == ["run"]
+    assert cli("predict", out, "a gem").lines[0]["label"] in ("good", "bad")
+
+
+def test_no_space_left_while_saving(
+    cli: Cli, trained: Path, tiny_encoder: str, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Path(shutil.copytree(trained, tmp_path / "runs" / "run"))
+    before = hashes(out)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out / "README.md"))
+
+    monkeypatch.setattr("offramp.training.train.write_measured", full)
+    done = cli("train", "--model", tiny_encoder, "--data", few, "--out", out, *QUICK, "--save_strategy", "no",
+               "--load_best_model_at_end", "false")  # fmt: skip
+    assert done.status == 2
+    assert done.err.splitlines()[-1] == f"offramp: error: {out}/README.md: No space left on device"
+    assert hashes(out) == before
+    assert os.listdir(out.parent) == ["run"]  # nothing to go on from, so nothing is left
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """The system refuses to let a file of this process grow beyond so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("share", [0.3, 1.2])
+def test_no_room_for_a_checkpoint(
+    cli: Cli, trained: Path, tiny_encoder: str, few: Path, tmp_path: Path, share: float
+) -> None:
+    """First for the weights, and then, with more room, for the optimiser's state."""
+    room = int(share * (trained / "model.safetensors").stat().st_size)
+    out = Path(shutil.copytree(trained, tmp_path / "runs" / "run"))
+    before = hashes(out)
+    with room_for(room):
+        done = cli("train", "--model", tiny_encoder, "--data", few, "--out", out, *QUICK)
+    assert done.status == 2
+    last = done.err.splitlines()[-1]
+    assert last.startswith(f"offramp: error: cannot write to {out}.training or {out}, is the disk full?")
+    assert last.endswith("make room, then train again")
+    assert "Traceback" not in done.err
+    assert hashes(out) == before
+    assert os.listdir(out.parent) == ["run"]

@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import offramp
+from offramp import Prediction
+from offramp.criteria import make
+from offramp.engine.reference import reference
+from offramp.errors import DataError, KnobError, RunError
+from offramp.pipeline import Classifier
+
+KINDS = ("single_label_classification", "multi_label_classification", "regression")
+
+
+@pytest.fixture(scope="module")
+def classifiers(
+    trained: Path, make_plan: Callable[..., Any], toy_data: Callable[..., str], tmp_path_factory: Any
+) -> Callable[[str], Classifier]:
+    """Problem type -> a tiny trained model: DE3-BERT, or joint where DE3-BERT does not serve."""
+    from offramp.training.train import train
+
+    made: dict[str, Classifier] = {}
+
+    def get(kind: str) -> Classifier:
+        if kind not in made:
+            folder = trained
+            if kind != KINDS[0]:
+                plan = make_plan(tmp_path_factory.mktemp(kind) / "run", data=toy_data(kind), recipe="joint")
+                folder = train(plan).folder
+            made[kind] = offramp.load(folder)
+        return made[kind]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def classifier(classifiers: Callable[[str], Classifier]) -> Classifier:
+    return classifiers(KINDS[0])
+
+
+@pytest.fixture(scope="module")
+def texts(toy_data: Callable[..., str]) -> Callable[[str], list[str]]:
+    def read(kind: str) -> list[str]:
+        lines = (Path(toy_data(kind)) / "dev.jsonl").read_text().splitlines()
+        return [json.loads(line)["text"] for line in lines]
+
+    return read
+
+
+def test_one_text_and_several(classifier: Classifier) -> None:
+    one = classifier("a lovely gem of a film")
+    assert isinstance(one, Prediction)
+    assert one.label in ("good", "bad", "odd")
+    assert one.score is not None
+    assert 1 / 3 <= one.score <= 1
+    several = classifier(["a lovely gem of a film", "the dull town", "a lovely gem of a film"])
+    assert [prediction.label for prediction in several] == [one.label, several[1].label, one.label]
+    assert several[0].score == pytest.approx(one.score, abs=1e-5)
+    assert classifier([]) == []
+    assert len(classifier(text for text in ("a", "b"))) == 2
+    assert len(classifier(np.array(["a", "b", "c"]))) == 3
+
+
+def test_pairs(classifier: Classifier) -> None:
+    pair = classifier(("a lovely gem", "the dull town"), full_depth=True)
+    assert isinstance(pair, Prediction)
+    first, second, other = classifier(
+        [("a lovely gem", "the dull town"), ("the dull town", "a lovely gem"), "a lovely gem"], full_depth=True
+    )
+    assert first.score == pytest.approx(pair.score, abs=1e-5)
+    assert len({round(prediction.score or 0, 4) for prediction in (first, second, other)}) == 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_the_engine_says_what_the_slow_one_says(
+    classifiers: Callable[[str], Classifier], texts: Callable[[str], list[str]], kind: str, batch_size: int
+) -> None:
+    loaded = classifiers(kind)
+    classifier = Classifier(loaded.run, loaded.runtime, batch_size=batch_size)
+    rule = {"single_label_classification": "edr", "regression": "patience_delta"}.get(kind, "entropy")
+    assert classifier.default_point.criterion == rule
+    some = [*texts(kind), "", "gem " * 100]
+    encoded = classifier.tokenizer.encode(some)
+    for setting in (classifier.setting(), *_settings(classifier, kind, encoded)):
+        slow = reference(classifier.runtime, setting.criterion, encoded, setting.knobs)
+        fast = list(classifier.stream(some, setting, chunk=7))
+        assert [one.exit_layer for one in fast] == [one.exit_layer for one in slow]
+        for given, expected in zip(fast, (classifier.read(one) for one in slow), strict=True):
+            if kind == "regression":
+                assert given.label == pytest.approx(expected.label, abs=1e-5)
+                assert given.score is None
+            else:
+                assert given.label == expected.label
+                assert given.score == pytest.approx(expected.score, abs=1e-5)
+        assert [one.truncated for one in fast] == [False] * (len(some) - 1) + [True]
+
+
+def _settings(classifier: Classifier, kind: str, encoded: Any) -> Iterator[Any]:
+    """Settings between two scores at which texts leave at several exits."""
+    from offramp.engine.record import record
+
+    trace = record(classifier.runtime, encoded, pad_token=0, id2label=classifier.run.id2label or {0: "value"})
+    if kind == "regression":
+        values = np.sort(np.abs(np.diff(trace.logits[:, :, 0], axis=0)).ravel().astype(np.float64))
+    else:
+        criterion: Any = make(classifier.default_point.criterion, problem_type=kind)
+        values = np.sort(np.concatenate([criterion.score(trace.output(e)) for e in range(2)]).astype(np.float64))
+    for share in (0.25, 0.5, 0.75):
+        start = int(share * len(values))
+        place = start + int(np.argmax(np.diff(values[start : start + 5])))  # the widest gap nearby
+        middle = float(values[place] + values[place + 1]) / 2
+        yield classifier.setting(knobs={"delta" if kind == "regression" else "threshold": middle})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_labels_are(
+    classifiers: Callable[[str], Classifier], texts: Callable[[str], list[str]], kind: str
+) -> None:
+    classifier = classifiers(kind)
+    predictions = classifier(texts(kind), full_depth=True)
+    assert {prediction.exit_layer for prediction in predictions} == {3}
+    for prediction in predictions:
+        if kind == "regression":
+            assert isinstance(prediction.label, float)
+            assert prediction.score is None
+        elif kind == "multi_label_classification":
+            assert isinstance(prediction.label, list)
+            assert set(prediction.label) <= {"good", "bad", "odd"}
+        else:
+            assert prediction.label in ("good", "bad", "odd")
+    labels = [prediction.label for prediction in predictions]
+    assert len({str(label) for label in labels}) > 1  # it has learnt something
+
+
+def test_full_depth_is_the_plain_model(classifier: Classifier, trained: Path) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    plain = AutoModelForSequenceClassification.from_pretrained(trained).eval()
+    text = "a lovely gem of a film"
+    encoded = classifier.encode([text])[0]
+    with torch.no_grad():
+        probabilities = plain(torch.from_numpy(encoded.tokens[None].astype(np.int64))).logits.softmax(-1)[0]
+    assert classifier(text, full_depth=True).score == pytest.approx(float(probabilities.max()), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "layers"),
+    [
+        ({"full_depth": True}, {3}),
+        ({"threshold": 0.0}, {3}),
+        ({"threshold": 1.01}, {1}),
+        ({"knobs": {"threshold": 1.01}}, {1}),
+        ({"threshold": 0.0, "max_layers": 2}, {2}),
+        ({"knobs": {"threshold": 0.0}, "max_layers": 1}, {1}),
+        ({"max_layers": 1}, {1}),
+    ],
+)
+def test_options(classifier: Classifier, texts: Callable[[str], list[str]], options: Any, layers: set[int]) -> None:
+    assert {one.exit_layer for one in classifier(texts(KINDS[0]), **options)} == layers
+
+
+def test_speedup_chooses_on_the_trace_of_dev(classifier: Classifier, texts: Callable[[str], list[str]]) -> None:
+    from offramp.calibration.sweep import choose
+    from offramp.traces.store import load_trace
+
+    setting = classifier.setting(speedup=1.5)
+    point = choose(load_trace(classifier.run.folder / "traces" / "dev"), make("edr"), speedup=1.5)
+    assert (setting.criterion, setting.knobs) == (make("edr"), point.knobs)
+    layers = [one.layers_executed for one in classifier(texts(KINDS[0]), speedup=1.5)]
+    assert 3 / np.mean(layers) >= 1.5
+    assert classifier.setting(speedup=1.5, max_layers=2).knobs == {**point.knobs, "max_layers": 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threshold": 0.1, "speedup": 2.0}, "threshold and speedup contradict"),
+        ({"speedup": 2.0, "full_depth": True}, "speedup and full_depth contradict"),
+        ({"full_depth": True, "max_layers": 2}, "full_depth and max_layers contradict"),
+        ({"threshold": 0.1, "knobs": {"threshold": 0.1}}, "threshold and knobs contradict"),
+        ({"threshold": -1.0}, "threshold must be between 0 and 1.01"),
+        ({"threshold": float("nan")}, "threshold must be between"),
+        ({"knobs": {"patience": 1}}, "leaves by 'edr', which has no patience"),
+        ({"max_layers": 0}, "max_layers must be between 1"),
+        ({"max_layers": 1.5}, "max_layers must be a whole number"),
+        ({"speedup": 100.0}, "reaches a layer speed-up of 3.00 at most"),
+    ],
+)
+def test_options_that_cannot_be(classifier: Classifier, options: Any, message: str) -> None:
+    with pytest.raises(KnobError, match=message):
+        classifier(["text"], **options)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([3], "a text must be a string, or a tuple of two for a pair, not int"),
+        ([None], "not NoneType"),
+        ([b"bytes"], "not bytes"),
+        ([["a", "b"]], "not list"),
+        ([("a", "b", "c")], "not a tuple of 3"),
+        (("a", "b", "c"), "not a tuple of 3"),
+        ([("a", 1)], "text 1 is"),
+        (["\ud800"], "half of a surrogate pair"),
+    ],
+)
+def test_texts_that_are_none(classifier: Classifier, texts: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        classifier(texts)
+
+
+def test_what_was_cut_is_said_once(classifier: Classifier, caplog: pytest.LogCaptureFixture) -> None:
+    long = "gem " * 100
+    setting = classifier.setting()
+    with caplog.at_level(logging.WARNING):
+        done = list(classifier.stream([long, "a", long, "b", long], setting, chunk=2))
+    assert [one.truncated for one in done] == [True, False, True, False, True]
+    assert [record.getMessage() for record in caplog.records] == [
+        "3 of 5 texts are longer than the 48 tokens this model reads, and were cut"
+    ]
+    caplog.clear()
+    assert classifier(long).truncated
+    assert "a text is longer than the 48 tokens" in caplog.text
+
+
+def test_a_stream_is_not_read_ahead_without_end(classifier: Classifier) -> None:
+    drawn = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal drawn
+        while True:
+            drawn += 1
+            yield "a gem"
+
+    answers = classifier.stream(endless(), classifier.setting(), chunk=10)
+    for _ in range(100):
+        next(answers)
+    assert drawn <= 100 + 2 * 10
+
+
+def test_runs_that_say_less(trained: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    assert offramp.load(run).columns == offramp.load(trained).columns
+    shutil.rmtree(run / "traces")
+    with pytest.raises(KnobError, match="has no trace; run `offramp record`"):
+        offramp.load(run)("text", speedup=2.0)
+    (run / "operating_points.json").unlink()
+    with pytest.raises(RunError, match="has no operating_points"):
+        offramp.load(run)("text")
+    assert offramp.load(run)("text", full_depth=True).exit_layer == 3
+    config = json.loads((run / "config.json").read_text())
+    del config["offramp"]["text_columns"]
+    (run / "config.json").write_text(json.dumps(config))
+    assert offramp.load(run).columns is None
+    with pytest.raises(KnobError, match="batch_size must be 1 or more"):
+        offramp.load(run, batch_size=0)
