@@ -30,7 +30,7 @@ def sst2(result: Result) -> str:
     lines = [
         f"DE3-BERT on SST-2 ({result['setup']['rows']['train']:,} rows, {result['setup']['epochs']} epochs, "
         f"{result['setup']['encoder']}; {comparison['n']} dev rows). Full depth {_score(full)}; a plain fine-tune of "
-        f"the same set-up {100 * plain['accuracy']:.1f} ± {100 * plain['standard_error']:.1f} (standard error).",
+        f"the same set-up: {_plain(plain)}.",
         "",
         f"| accuracy, knobs chosen on the other half | {heads} |",
         "|---|" + "---|" * len(comparison["targets"]),
@@ -92,6 +92,12 @@ TABLES: Mapping[str, tuple[str, Callable[[Result], str]]] = {
 def _score(cell: Result) -> str:
     low, high = cell["interval"]
     return f"{100 * cell['score']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _plain(plain: Result | None) -> str:
+    if plain is None:
+        return "not run yet"
+    return f"{100 * plain['accuracy']:.1f} ± {100 * plain['standard_error']:.1f} (standard error)"
 
 
 def _points(value: float | None) -> str:

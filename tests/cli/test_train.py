@@ -125,3 +125,15 @@ def test_no_room_for_a_checkpoint(
     assert "Traceback" not in done.err
     assert hashes(out) == before
     assert os.listdir(out.parent) == ["run"]
+
+
+def test_a_folder_that_is_not_ours_is_neither_used_nor_removed(
+    cli: Cli, tiny_encoder: str, few: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "run.training"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    done = cli("train", "--model", tiny_encoder, "--data", few, "--out", tmp_path / "run", *QUICK)
+    assert done.status == 2
+    assert "holds something else" in done.err
+    assert (mine / "thesis.txt").read_text() == "years of work"

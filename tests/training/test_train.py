@@ -68,17 +68,21 @@ def rows_of(folder: str, name: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """``stop_at(n)``: Ctrl-C while step n + 1 is computed. ``stop_at(0)`` takes it back."""
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
+    """``stop_at(n)``: Ctrl-C while step n + 1 is computed; ``stop_at(0)`` takes it back. Gives the steps begun."""
     step = ExitTrainer.training_step
 
-    def arm(number: int) -> None:
+    def arm(number: int) -> list[int]:
+        begun: list[int] = []
+
         def interrupted(self: ExitTrainer, *args: Any, **kwargs: Any) -> Any:
             if self.state.global_step == number > 0:
                 raise KeyboardInterrupt
+            begun.append(self.state.global_step)
             return step(self, *args, **kwargs)
 
         monkeypatch.setattr(ExitTrainer, "training_step", interrupted)
+        return begun
 
     return arm
 
@@ -171,7 +175,7 @@ def test_another_seed_gives_others(short: Path, make_plan: MakePlan, tmp_path: P
 
 @pytest.mark.parametrize("damage", ["nothing", "no state", "half a state"])
 def test_resume_gives_what_an_unbroken_training_gives(
-    short: Path, make_plan: MakePlan, tmp_path: Path, stop_at: Callable[[int], None], damage: str
+    short: Path, make_plan: MakePlan, tmp_path: Path, stop_at: Callable[[int], list[int]], damage: str
 ) -> None:
     plan = make_plan(tmp_path / "run", arguments={"max_steps": 14})
     stop_at(13)
@@ -185,23 +189,29 @@ def test_resume_gives_what_an_unbroken_training_gives(
         state.unlink()
     elif damage == "half a state":
         state.write_text(state.read_text()[:100])
-    stop_at(0)
+    begun = stop_at(0)
     train(replace(plan, resume=True))
+    assert begun == list(range(12 if damage == "nothing" else 6, 14))
     assert same(weights(short), weights(plan.out))
     assert not (tmp_path / "run.training").exists()
 
 
 def test_resume_after_a_failure_to_save(
-    short: Path, make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: Callable[[int], list[int]]
 ) -> None:
-    plan = make_plan(tmp_path / "run", arguments={"max_steps": 14})
+    plan = make_plan(tmp_path / "run", arguments={"max_steps": 12})
     with monkeypatch.context() as broken:
         broken.setattr(f"{MODULE}.write_measured", _raise(OSError(errno.ENOSPC, "No space left on device")))
         with pytest.raises(OSError, match="No space left"):
             train(plan)
     assert not plan.out.exists()
+    phase = tmp_path / "run.training" / "phase-1"
+    state = json.loads((phase / "checkpoint-12" / "trainer_state.json").read_text())
+    best = weights(phase / f"checkpoint-{state['best_global_step']}")
+    begun = stop_at(0)
     train(replace(plan, resume=True))
-    assert same(weights(short), weights(plan.out))
+    assert begun == []
+    assert same(weights(plan.out), best)
 
 
 def _raise(error: BaseException) -> Callable[..., Any]:
@@ -217,7 +227,7 @@ def test_nothing_to_resume(make_plan: MakePlan, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_resume_with_other_options(make_plan: MakePlan, tmp_path: Path, stop_at: Callable[[int], None]) -> None:
+def test_resume_with_other_options(make_plan: MakePlan, tmp_path: Path, stop_at: Callable[[int], list[int]]) -> None:
     plan = make_plan(tmp_path / "run")
     stop_at(1)
     with pytest.raises(KeyboardInterrupt):

@@ -134,7 +134,8 @@ def _left_tidy(out: Path) -> Iterator[None]:
     except BaseException as error:
         # trainer_state.json is what transformers writes last into a checkpoint.
         begun = any(work.glob("phase-*/checkpoint-*/trainer_state.json")) or any(work.glob("phase-*/finished"))
-        if not begun and not isinstance(error, TrainingError):
+        # plan.json is what makes the folder ours: nobody else's is removed.
+        if not begun and not isinstance(error, TrainingError) and (work / "plan.json").is_file():
             shutil.rmtree(work, ignore_errors=True)
         again = "the same command with --resume goes on from the last checkpoint" if begun else ""
         if isinstance(error, KeyboardInterrupt) and begun:
