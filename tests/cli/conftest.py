@@ -47,6 +47,8 @@ class Done:
 def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
     from offramp.cli import main
 
+    monkeypatch.delenv("COLUMNS", raising=False)  # xdist sets it
+
     def call(*words: object, stdin: str | bytes = "") -> Done:
         data = stdin.encode() if isinstance(stdin, str) else stdin
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))

@@ -128,11 +128,12 @@ def test_many_classes_are_two_distances(capsys: pytest.CaptureFixture[str]) -> N
     assert lines[1].split()[-2:] == ["7.00", "2.00"]
 
 
-def test_a_label_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_label_is_printed_as_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.table import Table
 
     from offramp.cli.common import show
 
+    monkeypatch.delenv("COLUMNS", raising=False)  # xdist sets it
     table = Table("says", box=None)
     for label in ("[b]", "[/red]", ":smile:", "x" * 150):
         table.add_row(label)
