@@ -40,9 +40,12 @@ def slowly(distances: list[float], label: int, form: str, margin: float) -> floa
     return 0.5 if larger == 0 else 0.5 * (1 + (d_own - d_other) / larger)
 
 
+DISTANCES = st.floats(0, 8, width=32, allow_subnormal=False)
+
+
 @given(
     st.lists(
-        st.tuples(st.lists(st.floats(0, 8, width=32, allow_subnormal=False) | st.just(math.inf), min_size=4, max_size=4), st.integers(0, 3)),
+        st.tuples(st.lists(DISTANCES | st.just(math.inf), min_size=4, max_size=4), st.integers(0, 3)),
         min_size=1,
         max_size=6,
     ),
