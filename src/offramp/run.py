@@ -16,6 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
 from offramp.errors import RunError
 from offramp.types import PROBLEM_TYPES, ProblemType
 
@@ -94,6 +99,17 @@ class Run:
         return str(self.section["recipe"])
 
     @property
+    def training_hashes(self) -> npt.NDArray[np.uint64]:
+        """[N] hashes of the rows it was trained on; none where the folder does not say."""
+        path = self.folder / "training_rows.safetensors"
+        if not path.is_file():
+            return np.zeros(0, dtype=np.uint64)
+        try:
+            return load_file(path)["hashes"]
+        except (SafetensorError, KeyError) as error:
+            raise RunError(f"{path} is damaged: {error}") from None
+
+    @property
     def uses_token_types(self) -> bool:
         """Whether the backbone reads segment ids."""
         return bool(self.section.get("token_types", False))
@@ -147,6 +163,8 @@ def replace_folder(target: str | Path) -> Iterator[Path]:
 def check_replaceable(target: str | Path) -> None:
     """Raise RunError where ``target`` exists and is neither empty nor a run folder."""
     target = Path(target)
+    if target.name in ("", ".."):
+        raise RunError(f"{target} cannot be replaced: give --out a folder of its own, such as runs/mine")
     if not target.exists():
         return
     if not target.is_dir():

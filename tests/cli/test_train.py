@@ -43,7 +43,10 @@ def test_fewer_rows_than_a_batch(cli: Cli, tiny_encoder: str, few: Path, tmp_pat
     assert lines[-4] == f"Saved {out}."
     measured = json.loads((out / "operating_points.json").read_text())["points"][0]["measured"]
     assert lines[-3].startswith(f"Default operating point (edr): accuracy {measured['score']:.4f} on dev")
-    assert lines[-2:] == [f'Next: offramp predict {out} "a text"', f"      offramp compare {out} --data {few}"]
+    assert lines[-2:] == [
+        f'Next: offramp predict {out} "a text"',
+        f"      offramp compare {out} --trace {out}/traces/dev",
+    ]
     assert os.listdir(out.parent) == ["few"]
     for command in (["predict", out, *(text for text, _ in FEW)], ["evaluate", out, "--data", few, "--rounds", 0]):
         assert cli(*command).status == 0
@@ -137,3 +140,44 @@ def test_a_folder_that_is_not_ours_is_neither_used_nor_removed(
     assert done.status == 2
     assert "holds something else" in done.err
     assert (mine / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor does not go with early exits"),
+        (["--prediction_loss_only", "true"], "--prediction_loss_only does not go with early exits"),
+        (["--seed", "-1"], "--seed must be 0 or more, not -1"),
+        (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size must be 1 or more, not 0"),
+        (["--learning_rate", "nan"], "--learning_rate must be 0 or more, not nan"),
+        (["--metric_for_best_model", "nosuch"], "--metric_for_best_model must be one of exits_loss, loss, accuracy"),
+        (["--report_to", "nosuch"], "training arguments: nosuch is not supported"),
+        (["--set", "criterion.fusion=foo"], "fusion must be one of harmonic, arithmetic, geometric, min, max"),
+        (["--set", "criterion.own=foo"], "own must be one of predicted, nearest"),
+    ],
+)
+def test_arguments_that_cannot_be(
+    cli: Cli, tiny_encoder: str, few: Path, tmp_path: Path, words: list[str], message: str
+) -> None:
+    done = cli("train", "--model", tiny_encoder, "--data", few, "--out", tmp_path / "run", *QUICK, *words)
+    assert done.status == 2
+    assert f"offramp: error: {message}" in done.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_out_must_be_a_folder_of_its_own(cli: Cli, tiny_encoder: str, few: Path) -> None:
+    for folder in (".", "/", ".."):
+        done = cli("train", "--model", tiny_encoder, "--data", few, "--out", folder, *QUICK)
+        assert done.status == 2
+        assert "give --out a folder of its own" in done.err
+
+
+def test_rows_that_were_trained_on_are_named(cli: Cli, tiny_encoder: str, few: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = cli("train", "--model", tiny_encoder, "--data", few, "--out", out, *QUICK)
+    assert done.out.splitlines()[-1] == f"      offramp compare {out} --trace {out}/traces/dev"
+    for command in (["evaluate", out, "--data", few, "--rounds", 0], ["record", out, "--data", few]):
+        assert "3 of 4 rows were trained on" in cli(*command).err
+    other = tmp_path / "other.tsv"
+    other.write_text("text\tlabel\nnobody has seen this\tgood\nnor this\tbad\n")
+    assert "trained on" not in cli("record", out, "--data", other).err

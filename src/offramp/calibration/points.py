@@ -60,7 +60,7 @@ class OperatingPoint:
                 f"({', '.join(unknown)}): upgrade offramp, it was written by a newer one"
             )
         if missing := {"name", "criterion"} - set(value):
-            raise RunError(f"an operating point lacks {', '.join(sorted(missing))}: run `offramp calibrate` again")
+            raise RunError(f"an operating point lacks {', '.join(sorted(missing))}: remove it and train again")
         wrong = [key for key in ("settings", "knobs", "measured") if not isinstance(value.get(key, {}), dict)]
         if wrong:
             raise RunError(f"{wrong[0]} of operating point {value['name']!r} must be a JSON object")
@@ -94,9 +94,9 @@ def read_points(folder: Path | str) -> list[OperatingPoint]:
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:
-        raise RunError(f"{path} is damaged ({error}): run `offramp calibrate` again") from None
+        raise RunError(f"{path} is damaged ({error}): remove it and train again") from None
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
-        raise RunError(f"{path} does not hold operating points: run `offramp calibrate` again")
+        raise RunError(f"{path} does not hold operating points: remove it and train again")
     if content["format"] > FORMAT:
         raise RunError(f"{path} has format {content['format']}, this offramp reads up to {FORMAT}: upgrade it")
     return [OperatingPoint.from_json(point) for point in content.get("points", [])]

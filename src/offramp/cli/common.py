@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -96,8 +97,8 @@ def progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
 
 
 def split_columns(columns: str | None) -> list[str] | None:
-    """``"premise,hypothesis"`` to a list."""
-    return None if columns is None else [name.strip() for name in columns.split(",")]
+    """``"premise,hypothesis"`` to a list; a name that holds a comma stands in double quotes, as in CSV."""
+    return None if columns is None else [name.strip() for name in next(csv.reader([columns], skipinitialspace=True))]
 
 
 def parse_settings(given: list[str] | None) -> dict[str, Any]:

@@ -53,6 +53,7 @@ def evaluate(
 ) -> None:
     """Measure an operating point: scores, layer speed-up, and wall-clock speed-up against full depth."""
     from offramp.bench.evaluate import evaluate as measure
+    from offramp.cli.recording import warn_of_trained
     from offramp.pipeline import load
     from offramp.runtimes import check_installed
     from offramp.training.data import load_examples
@@ -68,6 +69,7 @@ def evaluate(
         prefer=classifier.columns,
     )  # fmt: skip
     assert examples.labels is not None  # load_examples needs labels unless told otherwise
+    warn_of_trained(classifier.run, examples.texts)
     result = measure(classifier, examples.texts, examples.labels, setting, rounds=rounds)
     if as_json:
         print_json(result)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from offramp.cli.common import progress, quiet_transformers
 from offramp.inputs.tokens import Text
+from offramp.run import Run
 from offramp.traces.trace import Trace
 
-__all__ = ["record_data", "trace_name"]
+logger = logging.getLogger(__name__)
+
+__all__ = ["record_data", "trace_name", "warn_of_trained"]
 
 
 def trace_name(data: str) -> str:
@@ -25,6 +31,15 @@ def trace_name(data: str) -> str:
     parts = [path.parent.name, path.stem] if path.is_file() else [path.name]
     name = "-".join(re.sub(r"[^\w.]+", "-", part) for part in parts if part)
     return "data-dev" if name == "dev" else name
+
+
+def warn_of_trained(run: Run, texts: Sequence[Text]) -> None:
+    """Say so where the model was trained on rows that are about to be measured: it knows them by heart."""
+    from offramp.training.data import row_hashes
+
+    known = int(np.isin(row_hashes(texts), run.training_hashes).sum())
+    if known:
+        logger.warning("%d of %d rows were trained on: what is measured on them is too kind", known, len(texts))
 
 
 def record_data(
@@ -53,6 +68,7 @@ def record_data(
         data, classifier.task, text_columns=text_columns, label_column=label_column, prefer=classifier.columns,
         need_labels=need_labels,
     )  # fmt: skip
+    warn_of_trained(classifier.run, examples.texts)
     encoded = classifier.encode(examples.texts)
     with progress(len(encoded), "recording") as advance:
         trace = record(

@@ -111,24 +111,26 @@ def train(
     if run.config:  # only the first of several processes has written it
         from offramp.calibration.points import read_points
 
-        _say_done(run.folder, read_points(run.folder)[0], data)
+        held_out = dev is None and Path(data).is_file()
+        _say_done(run.folder, read_points(run.folder)[0], None if held_out else data)
 
 
-def _say_done(folder: Path, point: Any, data: str) -> None:
+def _say_done(folder: Path, point: Any, data: str | None) -> None:
+    """``data`` None: dev was part of the training file, and only the trace knows which part."""
     measured = point.measured
     console().print(
         f"Saved {folder}.\n"
         f"Default operating point ({point.criterion}): {measured['metric']} {measured['score']:.4f} on dev, full depth "
         f"{measured['full_depth_score']:.4f}, layer speed-up {measured['layer_speedup']:.2f}x.\n"
         f'Next: offramp predict {folder} "a text"\n'
-        f"      offramp compare {folder} --data {data}"
+        f"      offramp compare {folder} " + (f"--trace {folder}/traces/dev" if data is None else f"--data {data}")
     )
 
 
 @contextmanager
 def _left_tidy(out: Path) -> Iterator[None]:
     """After a failure the work folder stays only where there is something in it to go on from; what to do is said."""
-    work = out.with_name(out.name + ".training")
+    work = out.parent / f"{out.name}.training"
     try:
         yield
     except BaseException as error:

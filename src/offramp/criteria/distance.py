@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from array_api_compat import array_namespace, device
 
@@ -78,6 +78,11 @@ def _ratio(r1: Array, r2: Array) -> Array:
     return xp.where(usable, ratio, xp.where(xp.isfinite(r2) & ~xp.isfinite(r1), one, half))
 
 
+def _check_choice(name: str, value: str, choices: object) -> None:
+    if value not in get_args(choices):
+        raise KnobError(f"{name} must be one of {', '.join(get_args(choices))}, not {value!r}")
+
+
 def fuse(entropy: Array, ratio: Array, *, lam: float, fusion: Fusion = "harmonic") -> Array:
     """Fuse the local (entropy) and the global (distance ratio) sign of doubt, both in [0, 1].
 
@@ -111,6 +116,11 @@ class DistanceRatio(Scored):
     knobs: ClassVar[Mapping[str, Knob]] = {"threshold": Knob(0.3, 0.0, 1.01, faster="up")}
     needs: ClassVar[frozenset[str]] = frozenset({"distances"})
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_choice("own", self.own, OwnPrototype)
+        _check_choice("others", self.others, OtherPrototypes)
+
     def score(self, output: ExitOutput) -> Array:
         distances = self.extra(output, "distances")
         return distance_ratio(distances, output.logits, own=self.own, others=self.others)
@@ -133,6 +143,9 @@ class EDR(Scored):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_choice("own", self.own, OwnPrototype)
+        _check_choice("others", self.others, OtherPrototypes)
+        _check_choice("fusion", self.fusion, Fusion)
         if not self.lam >= 0:
             raise KnobError(f"lambda must be 0 or more (it weighs distance against entropy), not {self.lam!r}")
 

@@ -58,6 +58,8 @@ class TorchRuntime:
             raise KnobError(f"dtype must be one of {', '.join(_DTYPES)}, not {dtype!r}")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
+            if torch.device(device).type == "meta":
+                raise RuntimeError("it holds shapes and no numbers")
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without CUDA
             reason = str(error).splitlines()[0]

@@ -5,6 +5,7 @@ The defaults were chosen by measurement: docs/training.md holds the numbers and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -70,14 +71,50 @@ def make_arguments(
             near = get_close_matches(name, names, n=3)
             hint = f"did you mean {' or '.join('--' + n for n in near)}?" if near else "see `offramp train --help`"
             raise KnobError(f"no training argument is called --{name}: {hint}")
+    _refuse_unfit(given)
     # transformers takes bf16 without a GPU only where it was told that the CPU is meant.
     hardware = {"bf16": has_bfloat16(), "use_cpu": not torch.accelerator.is_available()}
     values = {**hardware, **DEFAULTS, **(recipe or {}), "output_dir": output_dir}
     values.update({name: _parse(name, value) for name, value in given.items()})
+    _check_numbers(values)
     try:
         return ExitTrainingArguments(**values)
-    except (ValueError, TypeError) as error:
-        raise KnobError(f"training arguments: {error}") from None
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        raise KnobError(f"training arguments: {str(error).strip().splitlines()[0]}") from None
+
+
+UNFIT: Mapping[str, str] = {
+    "label_smoothing_factor": "Trainer would compute the loss of the last exit alone and leave the others untrained",
+    "prediction_loss_only": "the best checkpoint is chosen by what every exit answers",
+    "label_names": "labels are found by --label_column",
+    "push_to_hub": "push the finished run folder with `hf upload`",
+    "remove_unused_columns": "the data is already what the model takes",
+}
+"""Arguments of transformers that cannot mean here what they say, and why."""
+
+
+def _refuse_unfit(given: Mapping[str, Any]) -> None:
+    for name, reason in UNFIT.items():
+        if str(given.get(name, "false")).lower() not in ("false", "none", "0", "0.0"):
+            raise KnobError(f"--{name} does not go with early exits: {reason}")
+
+
+def _check_numbers(values: Mapping[str, Any]) -> None:
+    """Complain of numbers that transformers would fail on in the middle, if at all."""
+    at_least = {
+        "seed": 0,
+        "per_device_train_batch_size": 1,
+        "per_device_eval_batch_size": 1,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 0,
+        "head_learning_rate": 0,
+        "num_train_epochs": 0,
+        "weight_decay": 0,
+    }
+    for name, low in at_least.items():
+        value = values.get(name)
+        if value is not None and not (math.isfinite(value) and value >= low):
+            raise KnobError(f"--{name} must be {low} or more, not {value}")
 
 
 def _parse(name: str, value: Any) -> Any:

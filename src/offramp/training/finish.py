@@ -33,7 +33,7 @@ def write_measured(
     """Record dev through every exit, choose the default operating point, and write both with a model card.
 
     The point is the fastest within ``max_drop`` points of full depth *on dev*, which also chose the checkpoint: it is
-    a sensible start, not a promise (``offramp calibrate`` makes promises).
+    a sensible start, not a promise.
     """
     trace = record(
         TorchRuntime(model),

@@ -308,15 +308,20 @@ def _run_phase(
     for which in ("backbone", "heads"):
         for _, parameter in parameters_of(model, which):
             parameter.requires_grad_(phase.train in ("all", which))
-    trainer = ExitTrainer(
-        moves=phase.train,
-        model=model,
-        args=_phase_arguments(arguments, folder, len(train_rows), plan.arguments),
-        train_dataset=train_rows,
-        eval_dataset=dev_rows,
-        data_collator=_Collate(tokenizer.pad_token),
-        compute_metrics=exit_metrics(task, [stage.layers for stage in model.stages]),
-    )
+    layers = [stage.layers for stage in model.stages]
+    _check_metric(arguments.metric_for_best_model, task, layers, dev_rows)
+    try:
+        trainer = ExitTrainer(
+            moves=phase.train,
+            model=model,
+            args=_phase_arguments(arguments, folder, len(train_rows), plan.arguments),
+            train_dataset=train_rows,
+            eval_dataset=dev_rows,
+            data_collator=_Collate(tokenizer.pad_token),
+            compute_metrics=exit_metrics(task, layers),
+        )
+    except (ValueError, ImportError, RuntimeError) as error:  # a reporter that is not installed, options that clash
+        raise KnobError(f"training arguments: {str(error).strip().splitlines()[0]}") from error
     # Whichever transformers chose: a bar, a notebook's bar, or dictionaries printed (where its logging is quiet).
     trainer.callback_handler.callbacks = [
         callback
@@ -333,6 +338,14 @@ def _run_phase(
         with replace_folder(finished) as staging:
             model.save_pretrained(staging)
     return model, history
+
+
+def _check_metric(name: str | None, task: Task, layers: Sequence[int], dev_rows: _Rows) -> None:
+    """Complain now, and not after the first epoch, of a metric that no evaluation gives."""
+    known = ["exits_loss", "loss", *task.metrics(dev_rows.labels, dev_rows.labels)]
+    known += [f"exit_{layer}_{task.main_metric}" for layer in layers]
+    if name is not None and name.removeprefix("eval_") not in known:
+        raise KnobError(f"--metric_for_best_model must be one of {', '.join(known)}, not {name!r}")
 
 
 def _phase_arguments(
