@@ -264,3 +264,9 @@ def test_runs_that_say_less(trained: Path, tmp_path: Path) -> None:
     assert offramp.load(run).columns is None
     with pytest.raises(KnobError, match="batch_size must be 1 or more"):
         offramp.load(run, batch_size=0)
+
+
+@pytest.mark.parametrize("texts", [None, 5])
+def test_what_is_no_text_at_all(trained: Path, texts: Any) -> None:
+    with pytest.raises(DataError, match="give a text or a list of texts, not"):
+        offramp.load(trained)(texts)

@@ -126,6 +126,8 @@ class Classifier:
         setting = self.setting(
             threshold=threshold, speedup=speedup, max_layers=max_layers, full_depth=full_depth, knobs=knobs
         )
+        if not isinstance(texts, Iterable):
+            raise DataError(f"give a text or a list of texts, not {type(texts).__name__}")
         if isinstance(texts, str | tuple):
             [prediction] = self.stream([cast("Text", texts)], setting)
             return prediction

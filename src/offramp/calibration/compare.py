@@ -9,6 +9,7 @@ Everything is a matrix product: candidates x rows (what would be said) times row
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -87,8 +88,10 @@ def compare(
         KnobError: a target below 1, or no splits or resamples.
         UnsupportedError: a metric that is not there.
     """
-    if any(not target >= 1 for target in targets) or splits < 1 or resamples < 1:
+    if any(not 1 <= target < math.inf for target in targets) or splits < 1 or resamples < 1:
         raise KnobError("targets must be layer speed-ups of 1 or more, and there must be a split and a resample")
+    if seed < 0:
+        raise KnobError(f"a seed must be 0 or more, not {seed}")
     tally = make_tally(trace)
     if len(trace.lengths) < 4:
         raise DataError(f"a comparison halves the data, and {len(trace.lengths)} rows are too few: record more")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -105,7 +106,7 @@ def train(plan: Plan) -> Run:
     main = arguments.process_index == 0
     with arguments.main_process_first(desc="preparing the work folder"):
         if main:
-            _prepare(work, plan)
+            _prepare(work, plan, data, arguments)
     tokenizer, max_length = _tokenizer(plan, work if main else None)
     task = make_task(data.problem_type, data.id2label)
     model = _model(plan, recipe, data)
@@ -153,24 +154,42 @@ def _limited(data: TrainingData, most: int | None, seed: int) -> TrainingData:
     return replace(data, train=data.train.select(np.sort(rows)))
 
 
-def _prepare(work: Path, plan: Plan) -> None:
+_ORDER = (
+    "seed",
+    "data_seed",
+    "train_sampling_strategy",
+    "train_batch_size",
+    "gradient_accumulation_steps",
+    "world_size",
+)
+"""Arguments that decide which rows a step sees: a checkpoint's place in the data means nothing with others."""
+
+
+def _prepare(work: Path, plan: Plan, data: TrainingData, arguments: ExitTrainingArguments) -> None:
     """The folder of checkpoints: fresh, or the interrupted one where ``--resume`` was asked for."""
     path = work / "plan.json"
+    rows = np.concatenate([row_hashes(data.train.texts), row_hashes(data.dev.texts)])
+    now = {
+        **plan.fingerprint(),
+        **{name: _plain(getattr(arguments, name)) for name in _ORDER},
+        "rows of the data": hashlib.sha256(rows.tobytes()).hexdigest(),
+    }
+    now.pop("arguments")  # others may change, such as the learning rate after a loss went wrong
     if not plan.resume:
         if work.exists() and not path.is_file() and (not work.is_dir() or any(work.iterdir())):
             raise RunError(f"{work} exists and holds something else: checkpoints go there, so give another --out")
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        path.write_text(json.dumps(plan.fingerprint(), indent=1), encoding="utf-8")
+        path.write_text(json.dumps(now, indent=1), encoding="utf-8")
         return
     if not path.is_file():
         raise RunError(f"there is nothing to resume in {work}: train without --resume")
-    before, now = json.loads(path.read_text(encoding="utf-8")), plan.fingerprint()
-    changed = [key for key in now if now[key] != before.get(key) and key != "arguments"]
+    before = json.loads(path.read_text(encoding="utf-8"))
+    changed = [key for key in now if now[key] != before.get(key)]
     if changed:
         raise KnobError(
-            f"--resume goes on with what was begun, and {changed[0]} was {before.get(changed[0])!r}: "
-            "give the same options, or train without --resume"
+            f"--resume goes on with what was begun, and {changed[0]} was {before.get(changed[0])!r}, "
+            f"not {now[changed[0]]!r}: give the same options and data, or train without --resume"
         )
 
 

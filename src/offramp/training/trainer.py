@@ -46,17 +46,19 @@ class ExitTrainer(Trainer):  # type: ignore[misc]
 
     def _groups(self) -> list[dict[str, Any]]:
         decayed = set(self.get_decay_parameter_names(self.model))
-        head_rate = self.args.head_learning_rate or self.args.learning_rate
+        # The model's own head is the last exit, and as fresh as the others: what is not the encoder takes their rate.
+        encoder = f"{self.model.base_model_prefix}."
+        rates = {True: self.args.learning_rate, False: self.args.head_learning_rate}
+        if rates[False] is None:
+            rates[False] = self.args.learning_rate
+        named = [(name, p) for name, p in parameters_of(self.model, self.moves) if p.requires_grad]
         groups = []
-        for which, rate in (("backbone", self.args.learning_rate), ("heads", head_rate)):
-            if self.moves not in ("all", which):
-                continue
-            named = [(name, p) for name, p in parameters_of(self.model, which) if p.requires_grad]
+        for in_encoder in (True, False):
             for decay in (True, False):
-                params = [p for name, p in named if (name in decayed) == decay]
+                params = [p for n, p in named if n.startswith(encoder) == in_encoder and (n in decayed) == decay]
                 if params:
-                    decay_rate = self.args.weight_decay if decay else 0.0
-                    groups.append({"params": params, "lr": rate, "weight_decay": decay_rate})
+                    weight_decay = self.args.weight_decay if decay else 0.0
+                    groups.append({"params": params, "lr": rates[in_encoder], "weight_decay": weight_decay})
         return groups
 
     def training_step(self, model: nn.Module, inputs: Mapping[str, Any], *args: Any, **kwargs: Any) -> Tensor:
