@@ -81,9 +81,28 @@ def training_defaults(result: Result) -> str:
     return "\n".join([*lines, "", _origin(result, "python benchmarks/training_defaults.py")])
 
 
+def training_curves(result: Result) -> str:
+    """Dev accuracy by exit at the end of each epoch, a block of rows a run."""
+    lines = ["| run | epoch | mean dev loss | dev accuracy by exit, shallow to deep |", "|---|---|---|---|"]
+    for run in result["runs"]:
+        arguments = run["arguments"]
+        heads = arguments["head_learning_rate"]
+        name = f"{run['data']}, {run['recipe']}, learning rate {arguments['learning_rate']:g}" + (
+            "" if heads is None else f", heads {heads:g}"
+        )
+        # The evaluation nearest to the end of each epoch.
+        last = round(run["evaluations"][-1]["epoch"])
+        for epoch in range(1, last + 1):
+            one = min(run["evaluations"], key=lambda e: abs(e["epoch"] - epoch))
+            exits = " ".join(f"{100 * value:.1f}" for value in one["exits"])
+            lines.append(f"| {name} | {one['epoch']:.2f} | {one['loss']:.3f} | {exits} |")
+    return "\n".join([*lines, "", _origin(result, "python benchmarks/training_curves.py")])
+
+
 KEYS = ("area", "at_2x", "full_depth")
 TABLES: Mapping[str, tuple[str, Callable[[Result], str]]] = {
     "sst2": ("README.md", sst2),
+    "training_curves": ("docs/training.md", training_curves),
     "training_defaults": ("docs/training.md", training_defaults),
 }
 """Result file and block -> page, and how the block is written."""

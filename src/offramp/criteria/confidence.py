@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from offramp.criteria.base import Knob, Scored, log_sigmoid, log_softmax
 from offramp.types import Array, ExitOutput, ProblemType
@@ -34,11 +34,5 @@ class Confidence(Scored):
         # Sum the other probabilities instead of subtracting from 1: no cancellation near certainty.
         p = xp.exp(log_softmax(output.logits))
         top = xp.argmax(output.logits, axis=-1, keepdims=True)
-        others = xp.arange(p.shape[-1], dtype=top.dtype, device=_device(p)) != top
+        others = xp.arange(p.shape[-1], dtype=top.dtype, device=device(p)) != top
         return xp.sum(xp.where(others, p, xp.zeros_like(p)), axis=-1)
-
-
-def _device(array: Array) -> object:
-    from array_api_compat import device
-
-    return device(array)
