@@ -41,7 +41,8 @@ def sst2(result: Result) -> str:
     clock = result["wall_clock"]
     lines += [
         "",
-        f"Seconds, {clock['runtime']}, batch {clock['batch_size']}, 2 cores, median of {clock['rounds']} interleaved "
+        f"Seconds, {clock['runtime']}, batch {clock['batch_size']}, {result['machine']['cores']} cores, median of "
+        f"{clock['rounds']} interleaved "
         "rounds against full depth in the same engine (entropy, thresholds from the same dev rows):",
         "",
         "| | accuracy | layers executed | layers weighted by tokens | wall clock | wall-clock speed-up |",

@@ -46,6 +46,9 @@ class Run:
         """
         folder = Path(folder)
         if not folder.is_dir():
+            left = sorted(folder.parent.glob(f"{folder.name}.old-*"))
+            if left:
+                raise RunError(f"{folder} was being replaced when something ended that: rename {left[-1]} to it")
             raise RunError(f"there is no folder {folder}: give the folder that `offramp train --out` wrote")
         config = cls._read(folder / "config.json")
         section = config.get("offramp")
@@ -67,7 +70,7 @@ class Run:
             raise RunError(f"{path.parent} is no offramp run: it has no {path.name}")
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise RunError(f"{path} is damaged: {error}") from None
         if not isinstance(value, dict):
             raise RunError(f"{path} is damaged: it should hold an object")
@@ -150,6 +153,7 @@ def replace_folder(target: str | Path) -> Iterator[Path]:
     staging.mkdir()
     try:
         yield staging
+        _open_to_others(staging)
         if target.exists():
             os.rename(target, old)
         os.rename(staging, target)
@@ -158,6 +162,15 @@ def replace_folder(target: str | Path) -> Iterator[Path]:
             os.rename(old, target)
         shutil.rmtree(staging, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _open_to_others(folder: Path) -> None:
+    """Give every file the mode of an ordinary one: safetensors lets only the owner read what it writes."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~mask)
 
 
 def check_replaceable(target: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""What issue 2 lists under bad input: one sentence, status 2, and nothing half-written."""
+"""Bad input: one sentence, status 2, and nothing half-written."""
 
 from __future__ import annotations
 

@@ -27,7 +27,8 @@ def evaluate(
         rounds: of the clock, interleaved with full depth; 0: no seconds.
 
     Returns:
-        ``n``; every metric of the task by name (``accuracy``, ``f1``, ...); ``full_depth`` with the same metrics;
+        ``n``; every metric of the task by name (``accuracy``, ``f1``, ...; regression: ``pearson``,
+        ``spearman``, ``mse``); ``full_depth`` with the same metrics;
         ``layer_speedup`` = full layers / mean layers executed; ``token_layer_fraction`` = sum of tokens x layers over
         that of full depth; ``wall_clock_speedup`` (median of full depth / median of ours, both without tokenisation),
         ``wall_clock`` with the rounds; ``exits`` (layer -> share of texts that left after it); ``operating_point`` in

@@ -61,6 +61,8 @@ class OperatingPoint:
             )
         if missing := {"name", "criterion"} - set(value):
             raise RunError(f"an operating point lacks {', '.join(sorted(missing))}: remove it and train again")
+        if not isinstance(value["name"], str) or not isinstance(value["criterion"], str):
+            raise RunError("an operating point's name and criterion must be strings: remove the file and train again")
         wrong = [key for key in ("settings", "knobs", "measured") if not isinstance(value.get(key, {}), dict)]
         if wrong:
             raise RunError(f"{wrong[0]} of operating point {value['name']!r} must be a JSON object")
@@ -93,9 +95,13 @@ def read_points(folder: Path | str) -> list[OperatingPoint]:
         return []
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged ({error}): remove it and train again") from None
-    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+    if (
+        not isinstance(content, dict)
+        or not isinstance(content.get("format"), int)
+        or not isinstance(content.get("points", []), list)
+    ):
         raise RunError(f"{path} does not hold operating points: remove it and train again")
     if content["format"] > FORMAT:
         raise RunError(f"{path} has format {content['format']}, this offramp reads up to {FORMAT}: upgrade it")

@@ -146,7 +146,7 @@ class EDR(Scored):
         _check_choice("own", self.own, OwnPrototype)
         _check_choice("others", self.others, OtherPrototypes)
         _check_choice("fusion", self.fusion, Fusion)
-        if not self.lam >= 0:
+        if not isinstance(self.lam, int | float) or not self.lam >= 0:
             raise KnobError(f"lambda must be 0 or more (it weighs distance against entropy), not {self.lam!r}")
 
     def score(self, output: ExitOutput) -> Array:

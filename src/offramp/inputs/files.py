@@ -377,6 +377,8 @@ def find_columns(
                 f"{where} has no column {label_column!r} (it has {_listed(present)}): name the label with "
                 "--label_column"
             )
+        if label_column in text:
+            raise DataError(f"column {label_column!r} cannot be text and label at once: give another --label_column")
         return Columns(text, label_column)
     label = next(iter(_matching(LABELS, [name for name in present if name not in text])), None)
     if label is None and need_label:
@@ -395,6 +397,8 @@ def _given_text(present: list[str], names: Sequence[str], where: str) -> tuple[s
             raise DataError(
                 f"{where} has no column {name!r} (it has {_listed(present)}): name the text with --text_columns"
             )
+    if len(set(names)) < len(names):
+        raise DataError(f"--text_columns names {names[0]!r} twice: a pair is made of two columns")
     return cast("tuple[str] | tuple[str, str]", names)
 
 

@@ -58,7 +58,9 @@ class ExitSettings:
         """The inverse of ``to_json``; ignores the other things that stand in the section."""
         known = {key: value[key] for key in cls.__dataclass_fields__ if key in value}
         if known.get("layers") is not None:
-            known["layers"] = tuple(known["layers"])
+            known["layers"] = tuple(int(layer) for layer in known["layers"])
+        if not isinstance(known.get("head", ""), str) or not isinstance(known.get("head_settings", {}), Mapping):
+            raise ValueError("a head must have a name, and settings by name")
         return cls(**known)
 
 

@@ -251,6 +251,10 @@ def load_early_exit(folder: str | Path, *, dtype: torch.dtype = torch.float32) -
         raise RunError(f"{folder} is no offramp run: its config.json has no 'offramp' section")
     model_class = AutoModelForSequenceClassification._model_mapping[type(config)]
     try:
+        ExitSettings.from_json(getattr(config, SECTION))
+    except (TypeError, ValueError) as error:
+        raise RunError(f"{folder} is damaged, its config.json sets up no exits: {_first_line(error)}") from error
+    try:
         model, info = early_exit_class(model_class).from_pretrained(
             folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
         )

@@ -85,7 +85,7 @@ def _check_present(tensors_path: Path, json_path: Path) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged ({error}): run `offramp record` again") from None
     if not isinstance(record, dict) or not isinstance(record.get("format"), int) or "sha256" not in record:
         raise RunError(f"{path} does not describe a trace: point at one that `offramp record` made")

@@ -115,6 +115,8 @@ def _check_numbers(values: Mapping[str, Any]) -> None:
         value = values.get(name)
         if value is not None and not (math.isfinite(value) and value >= low):
             raise KnobError(f"--{name} must be {low} or more, not {value}")
+    if values["num_train_epochs"] == 0 and not (values.get("max_steps") or 0) > 0:
+        raise KnobError("--num_train_epochs 0 trains nothing: give a number above 0")
 
 
 def _parse(name: str, value: Any) -> Any:

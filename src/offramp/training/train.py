@@ -178,6 +178,10 @@ def _prepare(work: Path, plan: Plan, data: TrainingData, arguments: ExitTraining
     if not plan.resume:
         if work.exists() and not path.is_file() and (not work.is_dir() or any(work.iterdir())):
             raise RunError(f"{work} exists and holds something else: checkpoints go there, so give another --out")
+        if any(work.glob("phase-*/checkpoint-*/trainer_state.json")):
+            logger.warning(
+                "checkpoints of an interrupted training in %s are removed: --resume would have gone on", work
+            )
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         path.write_text(json.dumps(now, indent=1), encoding="utf-8")
@@ -205,7 +209,7 @@ def _tokenizer(plan: Plan, work: Path | None) -> tuple[Tokenizer, int]:
     limit = _length_limit(pretrained, config)
     if plan.max_length is not None and plan.max_length > limit:
         raise KnobError(f"--max_length {plan.max_length} is more than {plan.model} reads: at most {limit}")
-    max_length = plan.max_length or min(limit, 512)
+    max_length = min(limit, 512) if plan.max_length is None else plan.max_length
     folder = (work or plan.out.with_name(f"{plan.out.name}.rank-{os.getpid()}")) / "tokenizer"
     pretrained.save_pretrained(folder)
     config.save_pretrained(folder)

@@ -85,7 +85,7 @@ def _check_number(what: str, value: float, where: str) -> None:
     """Raise TrainingError where a loss is none."""
     if not math.isfinite(value):
         raise TrainingError(
-            f"{what} is {value} {where}: training stopped, and the last good checkpoint is kept; "
+            f"{what} is {value} {where}: training stopped, and the last good checkpoint, if there is one yet, is kept; "
             "go on with --resume and a lower --learning_rate"
         )
 
