@@ -112,9 +112,10 @@ ACTION = st.one_of(
     max_rows=st.integers(1, 5),
     max_tokens=st.sampled_from([None, 6, 25]),
     patience_steps=st.integers(0, 5),
+    hold=st.integers(1, 3),
 )
 def test_any_interleaving_finishes_each_unit_once_as_the_reference_would(
-    actions, name, memory, in_torch, max_rows, max_tokens, patience_steps
+    actions, name, memory, in_torch, max_rows, max_tokens, patience_steps, hold
 ):
     runtime = InTorch(fake(memory)) if in_torch else fake(memory)
     engine = Engine(
@@ -124,6 +125,7 @@ def test_any_interleaving_finishes_each_unit_once_as_the_reference_would(
         max_rows=max_rows,
         max_tokens=max_tokens,
         patience_steps=patience_steps,
+        hold=hold,
     )
     chosen: dict[int, int] = {}  # unit -> which knobs
     finished: dict[int, object] = {}
@@ -134,7 +136,7 @@ def test_any_interleaving_finishes_each_unit_once_as_the_reference_would(
             assert one.id not in finished
             assert one.id not in cancelled
             finished[one.id] = one
-        assert engine.in_flight <= (len(runtime.info.stages) - 1) * (max_rows - 1) + max_rows
+        assert engine.in_flight <= (len(runtime.info.stages) - 1) * (hold * max_rows - 1) + max_rows
 
     for action, n, which in actions:
         if action == "add":
@@ -382,8 +384,8 @@ def test_streams_answer_everybody_and_keep_order_where_asked(n, chunk, max_rows,
 
 @pytest.mark.parametrize("method", ["run", "run_in_order"])
 def test_a_stream_is_read_as_needed(method):
-    """An endless stream: what was read and has not come out stays within two chunks."""
-    engine = entropy_engine(max_rows=4)
+    """An endless stream: what was read and has not come out stays within two chunks and what is parked."""
+    engine = entropy_engine(max_rows=4, hold=2)
     read = 0
 
     def endless():
@@ -396,7 +398,7 @@ def test_a_stream_is_read_as_needed(method):
     assert read == 0
     for out in range(1, 300):
         next(stream)
-        assert read - out <= 2 * 20 + 4
+        assert read - out <= 2 * 20 + 4 + (5 if method == "run" else 0) * 2 * 4
     stream.close()
     assert not engine.busy
     assert not any(engine._parked)

@@ -12,8 +12,10 @@ from offramp.engine.scheduler import Scheduler, Work, alike
 from offramp.errors import KnobError
 
 
-def scheduler(stages=3, *, max_rows=2, max_tokens=None, patience_steps=100, waste=math.inf):
-    return Scheduler(stages, max_rows=max_rows, max_tokens=max_tokens, patience_steps=patience_steps, waste=waste)
+def scheduler(stages=3, *, max_rows=2, max_tokens=None, patience_steps=100, waste=math.inf, hold=1):
+    return Scheduler(
+        stages, max_rows=max_rows, max_tokens=max_tokens, patience_steps=patience_steps, waste=waste, hold=hold
+    )
 
 
 def put(queues, stage, *ids, length=5):
@@ -158,7 +160,8 @@ def test_settings_outside_what_they_may_be(wrong):
 def test_promises_under_random_traffic(data):
     stages, max_rows = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 4))
     max_tokens, patience = data.draw(st.sampled_from([None, 8, 30])), data.draw(st.integers(0, 6))
-    queues = scheduler(stages, max_rows=max_rows, max_tokens=max_tokens, patience_steps=patience, waste=1.5)
+    hold = data.draw(st.integers(1, 3))
+    queues = scheduler(stages, max_rows=max_rows, max_tokens=max_tokens, patience_steps=patience, waste=1.5, hold=hold)
     lengths: dict[int, int] = {}
     arrivals: list[int] = []  # inputs that wait, oldest first
     parked: dict[int, list[int]] = {}  # row -> [stage, how often passed over, allowed]
@@ -190,7 +193,7 @@ def test_promises_under_random_traffic(data):
         before = len(parked)
         # Passed over `patience` times, and once for each row parked earlier (those parked now are of one stage).
         parked.update((row, [work.stage + 1, 0, patience + before + len(stay)]) for row in stay)
-        assert len(parked) <= (stages - 1) * (max_rows - 1) + max_rows
+        assert len(parked) <= (stages - 1) * (hold * max_rows - 1) + max_rows
         assert queues.waiting == len(arrivals)
         assert len(queues) == len(arrivals) + len(parked)
 

@@ -72,6 +72,8 @@ class Engine:
         patience_steps: how many steps parked rows may be passed over (see ``scheduler``): less is fairer, more is
             fuller batches.
         waste: most positions computed per real token in a batch.
+        hold: batches' worth of rows that wait between two stages for company of like length. More is less padding,
+            and more memory: rows in flight times length times width.
 
     Raises:
         UnsupportedError: the criterion does not fit the runtime's model.
@@ -89,14 +91,20 @@ class Engine:
         pad_token: int,
         max_rows: int = 32,
         max_tokens: int | None = None,
-        patience_steps: int = 64,
-        waste: float = 1.5,
+        patience_steps: int = 256,
+        waste: float = 1.25,
+        hold: int = 8,
     ) -> None:
         check_fits(criterion, runtime.info)
         self._runtime, self._criterion, self._pad_token, self._max_rows = runtime, criterion, pad_token, max_rows
         self._stages = runtime.info.stages
         self._scheduler = Scheduler(
-            len(self._stages), max_rows=max_rows, max_tokens=max_tokens, patience_steps=patience_steps, waste=waste
+            len(self._stages),
+            max_rows=max_rows,
+            max_tokens=max_tokens,
+            patience_steps=patience_steps,
+            waste=waste,
+            hold=hold,
         )
         self._inputs: dict[int, tuple[Unit, Mapping[str, float]]] = {}
         self._parked: list[list[_Rows]] = [[] for _ in self._stages]
@@ -115,7 +123,7 @@ class Engine:
 
     @property
     def in_flight(self) -> int:
-        """Units parked between stages: at most (stages - 1) x (max_rows - 1) + max_rows after any step."""
+        """Units parked between stages: at most (stages - 1) x (hold x max_rows - 1) + max_rows after any step."""
         return len(self._scheduler) - self._scheduler.waiting
 
     def add(self, units: Sequence[Unit], knobs: KnobsFor = None) -> None:

@@ -4,17 +4,18 @@ A batch loses rows at every exit. Its survivors are parked before the next stage
 whichever batches, to fill a batch again. Each call of ``next`` is one *step* and picks, in this order:
 
 1. **Starving rows.** The longest-parked rows, if ``patience_steps`` steps have gone by without them.
-2. **The deepest full stage**: ``max_rows`` rows are parked there, or ``max_tokens`` tokens. Deepest, because what runs
-   there can only move rows on to emptier places.
+2. **The deepest full stage**: ``hold`` batches of rows are parked there (``hold * max_rows``, or as many tokens).
+   Deepest, because what runs there can only move rows on to emptier places. More than one batch, because survivors
+   come from texts of all lengths: out of many a batch of like lengths can be taken, and padding is computed too.
 3. **New inputs**: those that have waited longest, in the company of waiting inputs of like length.
 4. **The shallowest stage** with rows. Nothing else can arrive from above it, so going downwards each later stage
    is met by all the survivors there will ever be: the fewest batches.
 
 What follows from it, and is tested:
 
-- *Memory is bounded.* Inputs are admitted only when no stage is full, so before it at most ``max_rows - 1`` rows are
-  parked at each of the ``stages - 1`` later stages; admission adds at most ``max_rows`` and nothing else adds any. In
-  flight are at most ``(stages - 1) * (max_rows - 1) + max_rows`` rows, inputs not counted.
+- *Memory is bounded.* Inputs are admitted only when no stage is full, so before it at most ``hold * max_rows - 1`` rows
+  are parked at each of the ``stages - 1`` later stages; admission adds at most ``max_rows`` and nothing else adds any.
+  In flight are at most ``(stages - 1) * (hold * max_rows - 1) + max_rows`` rows, inputs not counted.
 - *Nobody starves.* A parked row is passed over at most ``patience_steps`` times, plus once for every row that was
   parked before it. Inputs are admitted oldest first, and between two admissions rows can only go down and out.
 - *Little is padding.* Rows are batched longest first, and a batch is closed where another row would make positions
@@ -61,13 +62,14 @@ class Scheduler:
         max_tokens: most positions in a batch, padding included; None: no limit.
         patience_steps: how often parked rows may be passed over before they go next; 0: depth first.
         waste: positions computed, as a multiple of real tokens, that a batch may reach; infinity: any.
+        hold: batches' worth of rows that wait before a stage until it runs.
 
     Raises:
         KnobError: a setting outside what it may be.
     """
 
     def __init__(
-        self, stages: int, *, max_rows: int, max_tokens: int | None, patience_steps: int, waste: float
+        self, stages: int, *, max_rows: int, max_tokens: int | None, patience_steps: int, waste: float, hold: int = 1
     ) -> None:
         if max_rows < 1 or (max_tokens is not None and max_tokens < 1):
             raise KnobError(
@@ -77,6 +79,9 @@ class Scheduler:
             raise KnobError(f"patience_steps must be 0 or more, not {patience_steps}")
         if not waste >= 1:
             raise KnobError(f"waste must be 1 (no padding at all) or more, not {waste!r}")
+        if hold < 1:
+            raise KnobError(f"hold must be 1 or more, not {hold}")
+        self._hold = hold
         self._max_rows, self._max_tokens = max_rows, math.inf if max_tokens is None else max_tokens
         self._patience, self._waste = patience_steps, waste
         # Insertion order is order of arrival: the first row of a queue is its oldest.
@@ -148,9 +153,10 @@ class Scheduler:
 
     def _full(self, stage: int) -> bool:
         queue = self._queues[stage]
-        if len(queue) >= self._max_rows:
+        if len(queue) >= self._hold * self._max_rows:
             return True
-        return self._max_tokens < math.inf and sum(place.length for place in queue.values()) >= self._max_tokens
+        held = self._hold * self._max_tokens
+        return held < math.inf and sum(place.length for place in queue.values()) >= held
 
     def _batches(self, stage: int) -> list[list[int]]:
         """Split the rows before a stage into batches; of very many inputs, only those that came first."""
