@@ -15,8 +15,8 @@ from offramp.cli import app
 from offramp.cli.common import console, print_json, quiet_transformers
 from offramp.errors import DataError, require
 
-# One pass more costs about a minute on two cores; docs/training.md has the numbers.
-EPOCHS = 3
+# One pass more costs more than a minute on two cores; the whole demo should take less than five.
+EPOCHS = 2
 LEARNING_RATE = 1e-4
 MAX_LENGTH = 64
 
