@@ -39,9 +39,21 @@ def run_encoded(classifier: Classifier, encoded: Sequence[Encoded], setting: Set
 
 
 def time_settings(
-    classifier: Classifier, encoded: Sequence[Encoded], settings: Mapping[str, Setting], *, rounds: int = 3
+    classifier: Classifier,
+    encoded: Sequence[Encoded],
+    settings: Mapping[str, Setting],
+    *,
+    rounds: int = 3,
+    warm_up: bool = True,
 ) -> dict[str, Timing]:
     """Time settings on the same texts, interleaved, after one round that is not counted.
+
+    Args:
+        classifier: a loaded run.
+        encoded: the texts.
+        settings: name -> setting.
+        rounds: that are counted.
+        warm_up: False where every setting has just been run on these texts.
 
     Raises:
         KnobError: fewer than one round.
@@ -49,7 +61,7 @@ def time_settings(
     if rounds < 1:
         raise KnobError(f"there must be at least one round, not {rounds}")
     seconds: dict[str, list[float]] = {name: [] for name in settings}
-    for round_ in range(rounds + 1):
+    for round_ in range(0 if warm_up else 1, rounds + 1):
         for name, setting in settings.items():
             start = time.perf_counter()
             run_encoded(classifier, encoded, setting)
