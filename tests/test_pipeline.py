@@ -16,6 +16,7 @@ from offramp.criteria import make
 from offramp.engine.reference import reference
 from offramp.errors import DataError, KnobError, RunError
 from offramp.pipeline import Classifier
+from offramp.traces.replay import scores as scores_of
 
 KINDS = ("single_label_classification", "multi_label_classification", "regression")
 
@@ -113,7 +114,7 @@ def _settings(classifier: Classifier, kind: str, encoded: Any) -> Iterator[Any]:
         values = np.sort(np.abs(np.diff(trace.logits[:, :, 0], axis=0)).ravel().astype(np.float64))
     else:
         criterion: Any = make(classifier.default_point.criterion, problem_type=kind)
-        values = np.sort(np.concatenate([criterion.score(trace.output(e)) for e in range(2)]).astype(np.float64))
+        values = np.sort(scores_of(trace, criterion)[:2].ravel())
     for share in (0.25, 0.5, 0.75):
         start = int(share * len(values))
         place = start + int(np.argmax(np.diff(values[start : start + 5])))  # the widest gap nearby

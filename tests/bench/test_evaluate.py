@@ -11,6 +11,7 @@ import offramp
 from offramp.bench.evaluate import evaluate
 from offramp.errors import DataError
 from offramp.pipeline import Classifier
+from offramp.traces.replay import scores as scores_of
 from offramp.training.data import Examples, load_examples
 
 
@@ -31,7 +32,7 @@ def middle(classifier: Classifier) -> float:
 
     criterion: Any = make("edr")
     trace = load_trace(classifier.run.folder / "traces" / "dev")
-    scores = np.sort(np.concatenate([criterion.score(trace.output(e)) for e in range(2)]).astype(np.float64))
+    scores = np.sort(scores_of(trace, criterion)[:2].ravel())
     place = 20 + int(np.argmax(np.diff(scores[20:40])))
     return float(scores[place] + scores[place + 1]) / 2
 

@@ -74,7 +74,7 @@ def threshold(trained: Path) -> float:
 
     trace, criterion = load_trace(trained / "traces" / "dev"), make("edr")
     assert isinstance(criterion, Scored)
-    first, second = (np.asarray(criterion.score(trace.output(e)), dtype=np.float64) for e in range(2))
+    first, second = (np.asarray(criterion.score(trace.stages[e], trace.output(e)), dtype=np.float64) for e in range(2))
     values = np.sort(np.concatenate([first, second]))
     for low, high in pairwise(values):
         middle = float(low + high) / 2

@@ -247,7 +247,7 @@ def test_extreme_numbers(criterion: Criterion, logits: str, distances: str) -> N
     extras = {n: np.array(DISTANCES[distances], dtype=np.float32) for n in criterion.needs}
     output = ExitOutput(values, extras)
     if isinstance(criterion, Scored):
-        score = criterion.score(output)
+        score = criterion.score(STAGES[0], output)
         assert score.shape == (3,)
         assert np.isfinite(score).all()
         assert (score >= 0).all()

@@ -93,7 +93,7 @@ def inspect_text(classifier: Any, setting: Any, text: str | tuple[str, str]) -> 
         label, score = classifier.task.read(trace.logits[stage.index, 0])
         entry: dict[str, Any] = {"layer": stage.layers, "label": label, "score": score}
         for name, criterion in signals.items():
-            entry[name] = float(criterion.score(output)[0]) if criterion.needs <= output.extras.keys() else None
+            entry[name] = float(criterion.score(stage, output)[0]) if criterion.needs <= output.extras.keys() else None
         if "distances" in output.extras:
             values = output.extras["distances"][0]
             entry["distances"] = {names[k]: float(value) for k, value in enumerate(values)}

@@ -104,19 +104,19 @@ class Criterion(ABC):
 class Scored(Criterion):
     """A criterion that leaves where one number falls below a threshold: ``score < threshold``.
 
-    The score is memoryless, so a whole trace is scored once and every threshold is read off it. Lower scores are
-    surer; a score is never NaN.
+    The score knows nothing of the exits before, so a whole trace is scored once and every threshold is read off it.
+    Lower scores are surer; a score is never NaN.
     """
 
     @abstractmethod
-    def score(self, output: ExitOutput) -> Array:
-        """[B]: how unsure this exit is."""
+    def score(self, stage: Stage, output: ExitOutput) -> Array:
+        """[B]: how unsure the exit at the end of a stage is."""
 
     def start(self, units: Array) -> State:
         return {}
 
     def step(self, stage: Stage, output: ExitOutput, state: State, knobs: Knobs) -> tuple[Decision, State]:
-        return Decision(self.score(output) < knobs["threshold"], output.logits), state
+        return Decision(self.score(stage, output) < knobs["threshold"], output.logits), state
 
 
 def log_softmax(logits: Array) -> Array:

@@ -13,7 +13,7 @@ from typing import ClassVar
 from array_api_compat import array_namespace, device
 
 from offramp.criteria.base import Knob, Scored, log_sigmoid, log_softmax
-from offramp.types import Array, ExitOutput, ProblemType
+from offramp.types import Array, ExitOutput, ProblemType, Stage
 
 __all__ = ["Confidence"]
 
@@ -27,7 +27,7 @@ class Confidence(Scored):
     serves: ClassVar[frozenset[ProblemType]] = frozenset({"single_label_classification", "multi_label_classification"})
     knobs: ClassVar[Mapping[str, Knob]] = {"threshold": Knob(0.1, 0.0, 1.01, faster="up")}
 
-    def score(self, output: ExitOutput) -> Array:
+    def score(self, stage: Stage, output: ExitOutput) -> Array:
         xp = array_namespace(output.logits)
         if self.problem_type == "multi_label_classification":
             return xp.max(xp.exp(log_sigmoid(-xp.abs(output.logits))), axis=-1)

@@ -17,7 +17,8 @@ from array_api_compat import array_namespace, device
 from offramp.criteria.base import Knob, Scored
 from offramp.criteria.entropy import normalised_entropy
 from offramp.errors import KnobError
-from offramp.types import Array, ExitOutput, ProblemType
+from offramp.settings import check_choice
+from offramp.types import Array, ExitOutput, ProblemType, Stage
 
 __all__ = ["EDR", "DistanceRatio", "Fusion", "OtherPrototypes", "OwnPrototype", "distance_ratio", "fuse"]
 
@@ -78,11 +79,6 @@ def _ratio(r1: Array, r2: Array) -> Array:
     return xp.where(usable, ratio, xp.where(xp.isfinite(r2) & ~xp.isfinite(r1), one, half))
 
 
-def _check_choice(name: str, value: str, choices: object) -> None:
-    if value not in get_args(choices):
-        raise KnobError(f"{name} must be one of {', '.join(get_args(choices))}, not {value!r}")
-
-
 def fuse(entropy: Array, ratio: Array, *, lam: float, fusion: Fusion = "harmonic") -> Array:
     """Fuse the local (entropy) and the global (distance ratio) sign of doubt, both in [0, 1].
 
@@ -118,10 +114,10 @@ class DistanceRatio(Scored):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_choice("own", self.own, OwnPrototype)
-        _check_choice("others", self.others, OtherPrototypes)
+        check_choice("own", self.own, get_args(OwnPrototype))
+        check_choice("others", self.others, get_args(OtherPrototypes))
 
-    def score(self, output: ExitOutput) -> Array:
+    def score(self, stage: Stage, output: ExitOutput) -> Array:
         distances = self.extra(output, "distances")
         return distance_ratio(distances, output.logits, own=self.own, others=self.others)
 
@@ -143,12 +139,12 @@ class EDR(Scored):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_choice("own", self.own, OwnPrototype)
-        _check_choice("others", self.others, OtherPrototypes)
-        _check_choice("fusion", self.fusion, Fusion)
+        check_choice("own", self.own, get_args(OwnPrototype))
+        check_choice("others", self.others, get_args(OtherPrototypes))
+        check_choice("fusion", self.fusion, get_args(Fusion))
         if not isinstance(self.lam, int | float) or not self.lam >= 0:
             raise KnobError(f"lambda must be 0 or more (it weighs distance against entropy), not {self.lam!r}")
 
-    def score(self, output: ExitOutput) -> Array:
+    def score(self, stage: Stage, output: ExitOutput) -> Array:
         ratio = distance_ratio(self.extra(output, "distances"), output.logits, own=self.own, others=self.others)
         return fuse(normalised_entropy(output.logits), ratio, lam=self.lam, fusion=self.fusion)

@@ -14,7 +14,7 @@ from typing import ClassVar
 from array_api_compat import array_namespace
 
 from offramp.criteria.base import Knob, Scored, log_sigmoid, log_softmax
-from offramp.types import Array, ExitOutput, ProblemType
+from offramp.types import Array, ExitOutput, ProblemType, Stage
 
 __all__ = ["Entropy", "binary_entropy", "normalised_entropy"]
 
@@ -46,7 +46,7 @@ class Entropy(Scored):
     serves: ClassVar[frozenset[ProblemType]] = frozenset({"single_label_classification", "multi_label_classification"})
     knobs: ClassVar[Mapping[str, Knob]] = {"threshold": Knob(0.3, 0.0, 1.01, faster="up")}
 
-    def score(self, output: ExitOutput) -> Array:
+    def score(self, stage: Stage, output: ExitOutput) -> Array:
         if self.problem_type == "multi_label_classification":
             return array_namespace(output.logits).max(binary_entropy(output.logits), axis=-1)
         return normalised_entropy(output.logits)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from offramp.model.settings import check_number
+from offramp.settings import check_number
 
 __all__ = ["Prototypes"]
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from offramp.errors import UnsupportedError
 from offramp.model.heads.base import HeadOutput
-from offramp.model.settings import check_choice, check_number
 from offramp.objectives.base import Weights, exit_loss, exit_weights
+from offramp.settings import check_choice, check_number
 from offramp.types import ProblemType
 
 __all__ = ["DistanceAware", "Form", "distance_regularisation"]

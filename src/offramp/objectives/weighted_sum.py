@@ -9,8 +9,8 @@ from typing import get_args
 from torch import Tensor
 
 from offramp.model.heads.base import HeadOutput
-from offramp.model.settings import check_choice
 from offramp.objectives.base import Weights, exit_loss, exit_weights
+from offramp.settings import check_choice
 from offramp.types import ProblemType
 
 __all__ = ["WeightedSum"]

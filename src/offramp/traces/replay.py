@@ -69,9 +69,9 @@ def scores(trace: Trace, criterion: Scored) -> NDArray[np.float64]:
     """
     check_fits(trace, criterion)
     result = np.full((trace.num_exits, trace.num_units), np.nan)
-    for e in range(trace.num_exits):
-        if e < trace.num_exits - 1 or criterion.needs <= trace.gives(e):
-            result[e] = criterion.score(trace.output(e))
+    for e, stage in enumerate(trace.stages):
+        if not stage.is_last or criterion.needs <= trace.gives(e):
+            result[e] = criterion.score(stage, trace.output(e))
     return result
 
 

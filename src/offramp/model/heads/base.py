@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from offramp.model.settings import check_number
+from offramp.settings import check_number
 from offramp.types import ProblemType
 
 __all__ = ["Head", "HeadOutput", "Pool", "Surroundings", "make_dropout"]

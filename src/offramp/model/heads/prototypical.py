@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from offramp.model.heads.base import Head, HeadOutput, Pool, Surroundings, make_dropout
 from offramp.model.prototypes import Prototypes
-from offramp.model.settings import check_choice, check_number
+from offramp.settings import check_choice, check_number
 
 __all__ = ["Distance", "Network", "Prototypical", "distances_to"]
 

@@ -1,4 +1,4 @@
-"""Checks of the settings that recipes and ``--set`` give to heads and objectives."""
+"""Checks of the settings that recipes and ``--set`` give to heads, objectives and criteria."""
 
 from __future__ import annotations
 
