@@ -7,7 +7,9 @@ it too.
 
 from __future__ import annotations
 
+import glob
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -26,8 +28,13 @@ from offramp.types import PROBLEM_TYPES, ProblemType
 
 __all__ = ["FORMAT", "Run", "replace_folder"]
 
+logger = logging.getLogger(__name__)
+
 FORMAT = 1
 """Of the ``offramp`` section in config.json; a reader refuses what is newer than itself."""
+
+_BUSY: set[Path] = set()
+"""Folders that this process is replacing."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +46,15 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
-        """Read and check a run folder.
+        """Read and check a run folder. One that was moved aside by a process that was killed there is put back.
 
         Raises:
             RunError: there is no such folder, it is no run, it is damaged, or a newer offramp wrote it.
         """
         folder = Path(folder)
+        _put_back(folder)
         if not folder.is_dir():
-            left = sorted(folder.parent.glob(f"{folder.name}.old-*"))
-            if left:
-                raise RunError(f"{folder} was being replaced when something ended that: rename {left[-1]} to it")
-            raise RunError(f"there is no folder {folder}: give the folder that `offramp train --out` wrote")
+            raise RunError(_absent(folder))
         config = cls._read(folder / "config.json")
         section = config.get("offramp")
         if not isinstance(section, dict):
@@ -145,23 +150,84 @@ def replace_folder(target: str | Path) -> Iterator[Path]:
         RunError: ``target`` exists and is no run folder: it is not ours to replace.
     """
     target = Path(target)
+    _put_back(target)
     check_replaceable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = target.with_name(f"{target.name}.tmp-{os.getpid()}")
-    old = target.with_name(f"{target.name}.old-{os.getpid()}")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
+    staging, old = (target.with_name(f"{target.name}.{kind}-{os.getpid()}") for kind in ("tmp", "old"))
+    for left in _left_behind(target, "tmp"):
+        shutil.rmtree(left, ignore_errors=True)
+    _BUSY.add(target.absolute())
     try:
+        staging.mkdir()
         yield staging
         _open_to_others(staging)
         if target.exists():
+            shutil.rmtree(old, ignore_errors=True)  # of an earlier process with our number
             os.rename(target, old)
         os.rename(staging, target)
     finally:
         if old.exists() and not target.exists():
             os.rename(old, target)
         shutil.rmtree(staging, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        if old.exists() and not staging.exists():
+            os.rename(old, staging)  # while it is removed, nobody shall take it for something to put back
+        shutil.rmtree(staging, ignore_errors=True)
+        _BUSY.discard(target.absolute())
+
+
+def _put_back(target: Path) -> None:
+    """Undo the first half of a replacement whose process was killed before the second half.
+
+    Only where there is no doubt: ``target`` is not there, one folder was moved aside, and the process that did that is
+    no more.
+    """
+    if target.exists() or len(aside := _beside(target, "old")) != 1 or _left_behind(target, "old") != aside:
+        return
+    try:
+        os.rename(aside[0], target)
+    except OSError:
+        return  # another process was quicker, or we may not write here: whoever needs the folder says what to do
+    logger.warning("%s was being replaced when its process ended: put back what it was before", target)
+
+
+def _absent(folder: Path) -> str:
+    """Why there is no such run folder, and what to do."""
+    aside = _beside(folder, "old")
+    if not aside:
+        return f"there is no folder {folder}: give the folder that `offramp train --out` wrote"
+    if len(aside) == 1 and aside != _left_behind(folder, "old"):
+        return f"{folder} is being replaced by a process that still runs: wait for it"
+    return f"{folder} was being replaced when something ended that: rename {aside[-1]} to it"
+
+
+def _beside(target: Path, kind: str) -> list[Path]:
+    """Folders NAME.kind-PID."""
+    return sorted(path for path in target.parent.glob(f"{glob.escape(target.name)}.{kind}-*") if path.is_dir())
+
+
+def _left_behind(target: Path, kind: str) -> list[Path]:
+    """Those of them whose process is no more."""
+    found = []
+    for path in _beside(target, kind):
+        process = path.name.rpartition("-")[2]
+        if process.isdecimal() and not _runs(int(process), target):
+            found.append(path)
+    return found
+
+
+def _runs(process: int, target: Path) -> bool:
+    """Whether a process may still be replacing a folder: it lives, or that cannot be told."""
+    if process == os.getpid():  # in a container every process may have the number of the one before
+        return target.absolute() in _BUSY
+    if os.name == "nt":  # there, signal 0 is no question
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
 
 
 def _open_to_others(folder: Path) -> None:

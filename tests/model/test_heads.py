@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from offramp.errors import KnobError
-from offramp.model.heads import Head, Surroundings, make_head
+from offramp.model.heads import Head, Reader, Surroundings, make_head
 from offramp.model.heads.prototypical import distances_to
 from offramp.model.pooling import pool_tokens
 
@@ -95,23 +95,23 @@ def test_a_class_without_prototype_gives_no_gradient(distance: Any) -> None:
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_a_text_says_the_same_alone_and_whatever_stands_in_the_padding(network: str, distance: str) -> None:
     head, states = prototypical(network=network, distance=distance), hidden()
-    together, _ = head(states, LENGTHS, mean, {})
+    together, _ = head(states, LENGTHS, Reader(mean), {})
     assert together.extras["distances"].shape == (5, 3)
     assert together.embedded.shape == (5, 16 if network == "identity" else 8)
     dirty = states.clone()
     for row, length in enumerate(LENGTHS.tolist()):
         dirty[row, length:] = 1e30
-        alone, _ = head(states[row : row + 1, :length], LENGTHS[row : row + 1], mean, {})
+        alone, _ = head(states[row : row + 1, :length], LENGTHS[row : row + 1], Reader(mean), {})
         torch.testing.assert_close(alone.logits[0], together.logits[row], atol=1e-5, rtol=1e-5)
         for name, values in together.extras.items():
             torch.testing.assert_close(alone.extras[name][0], values[row], atol=1e-5, rtol=1e-5)
-    assert torch.equal(head(dirty, LENGTHS, mean, {})[0].extras["distances"], together.extras["distances"])
+    assert torch.equal(head(dirty, LENGTHS, Reader(mean), {})[0].extras["distances"], together.extras["distances"])
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_the_network_learns_and_reads_without_dropout(network: str) -> None:
     head, states = prototypical(network=network).train(), hidden().requires_grad_()
-    first, second = (head(states, LENGTHS, mean, {})[0] for _ in range(2))
+    first, second = (head(states, LENGTHS, Reader(mean), {})[0] for _ in range(2))
     assert torch.equal(first.embedded, second.embedded)
     assert not torch.equal(first.logits, second.logits)  # the classifier's dropout is .5
     first.extras["distances"].sum().backward()
@@ -121,7 +121,7 @@ def test_the_network_learns_and_reads_without_dropout(network: str) -> None:
 
 def test_attention_is_a_weighted_mean_of_the_tokens() -> None:
     head, states = prototypical(network="attention"), hidden()
-    embedded = head(states, LENGTHS, mean, {})[0].embedded
+    embedded = head(states, LENGTHS, Reader(mean), {})[0].embedded
     score, project = head.network.score, head.network.project
     for row, length in enumerate(LENGTHS.tolist()):
         weights = [math.exp(score(states[row, t]).item()) for t in range(length)]
@@ -132,7 +132,7 @@ def test_attention_is_a_weighted_mean_of_the_tokens() -> None:
 def test_distances_are_float32_under_autocast() -> None:
     head = prototypical()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        said, _ = head(hidden(), LENGTHS, mean, {})
+        said, _ = head(hidden(), LENGTHS, Reader(mean), {})
     assert said.embedded.dtype == torch.bfloat16
     assert said.extras["distances"].dtype == torch.float32
     expected = distances_to(said.embedded.float(), head.prototypes.means, head.prototypes.seen)
@@ -141,7 +141,7 @@ def test_distances_are_float32_under_autocast() -> None:
 
 def test_linear_is_pool_and_one_layer() -> None:
     head = make_head("linear", surroundings(), {"dropout": 0.0}).train()
-    said, memory = head(hidden(), LENGTHS, mean, {"kept": LENGTHS})
+    said, memory = head(hidden(), LENGTHS, Reader(mean), {"kept": LENGTHS})
     torch.testing.assert_close(said.logits, head.classifier(mean(hidden(), LENGTHS)))
     assert memory == {"kept": LENGTHS}
     assert not said.extras
@@ -152,7 +152,7 @@ def test_linear_is_pool_and_one_layer() -> None:
 def test_any_number_of_classes(classes: int) -> None:
     head = prototypical(classes).train()
     assert head.extras() == {"distances": classes}
-    said, _ = head(hidden(), LENGTHS, mean, {})
+    said, _ = head(hidden(), LENGTHS, Reader(mean), {})
     head.learn(said, torch.arange(5) % classes)
     head.advance()
     assert said.logits.shape == said.extras["distances"].shape == (5, classes)

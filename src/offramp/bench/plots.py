@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from offramp.errors import require
-from offramp.traces.files import write_atomically
 
-__all__ = ["plot_comparison", "save_png"]
+__all__ = ["plot_comparison"]
 
 # Okabe and Ito's palette, told apart by eyes of every kind; dashes tell the lines apart in print.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8A7A00")
@@ -45,16 +43,6 @@ def plot_comparison(result: Mapping[str, Any], *, title: str | None = None, dpi:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
-
-
-def save_png(result: Mapping[str, Any], path: Path | str, *, title: str | None = None) -> None:
-    """``plot_comparison``, written whole or not at all.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-        OSError: the folder cannot be written to.
-    """
-    write_atomically(Path(path), plot_comparison(result, title=title))
 
 
 def _draw_line(axes: Any, row: Mapping[str, Any], number: int) -> None:

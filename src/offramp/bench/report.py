@@ -13,7 +13,6 @@ from typing import Any
 
 from rich.table import Table
 
-from offramp.bench.plots import plot_comparison
 from offramp.traces.files import write_atomically
 
 __all__ = ["as_table", "render_html", "save_report"]
@@ -66,6 +65,7 @@ def as_table(result: Mapping[str, Any]) -> Table:
 
 def render_html(
     result: Mapping[str, Any],
+    image: bytes,
     *,
     texts: Sequence[str] | None = None,
     title: str = "Speed against accuracy",
@@ -75,14 +75,12 @@ def render_html(
 
     Args:
         result: of ``offramp.calibration.compare.compare``.
+        image: PNG of ``offramp.bench.plots.plot_comparison``.
         texts: of the trace's rows, to show the examples; without them the examples show row numbers.
         title: heading, such as the run's and the data's names.
         notes: more provenance for the footer, name -> value (run, data, commit, machine).
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
     """
-    image = base64.b64encode(plot_comparison(result)).decode()
+    picture = base64.b64encode(image).decode()
     head = (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -91,7 +89,7 @@ def render_html(
     body = [
         f"<h1>{escape(title)}</h1>",
         f"<p>{escape(_summary(result))}</p>",
-        f'<img alt="{escape(result["metric"])} against layer speed-up" src="data:image/png;base64,{image}">',
+        f'<img alt="{escape(result["metric"])} against layer speed-up" src="data:image/png;base64,{picture}">',
         _table_html(result),
         _exits_html(result),
         _histogram_html(result),
@@ -103,6 +101,7 @@ def render_html(
 
 def save_report(
     result: Mapping[str, Any],
+    image: bytes,
     path: Path | str,
     *,
     texts: Sequence[str] | None = None,
@@ -112,10 +111,9 @@ def save_report(
     """``render_html``, written whole or not at all.
 
     Raises:
-        MissingExtraError: matplotlib is not installed.
         OSError: the folder cannot be written to.
     """
-    write_atomically(Path(path), render_html(result, texts=texts, title=title, notes=notes).encode())
+    write_atomically(Path(path), render_html(result, image, texts=texts, title=title, notes=notes).encode())
 
 
 def _how(result: Mapping[str, Any]) -> str:

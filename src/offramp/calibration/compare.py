@@ -5,12 +5,13 @@ on the other half, in both directions: so every split gives every row an answer 
 Candidate thresholds lie between the scores of *all* rows; no label is used for that.
 
 Everything is a matrix product: candidates x rows (what would be said) times rows x splits (who is in which half).
+Where a metric is made of counts (F1, Matthews), the product is taken column by column over the rows that count there.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -25,7 +26,7 @@ from offramp.criteria.base import Scored
 from offramp.errors import DataError, KnobError
 from offramp.traces.curves import knob_grid, mean_score, oracle, resamples, thresholds
 from offramp.traces.replay import exits_at, replay, running_minimum, scores
-from offramp.traces.tally import Tally, make_tally
+from offramp.traces.tally import Tally, Voices, make_tally
 from offramp.traces.trace import Trace
 
 __all__ = ["CURVE_TARGETS", "FORMAT", "compare"]
@@ -40,6 +41,10 @@ Floats = NDArray[np.float64]
 LEVEL = 0.95
 _GRID = 300  # thresholds a criterion and setting
 _EXAMPLES = 8
+_DRAWN = 64  # resamples at a time, where a metric is made of counts
+
+_Table = Floats | Voices
+"""Features of V answers to every unit: [V, U, S], or column by column where they are counts."""
 
 
 def compare(
@@ -50,6 +55,7 @@ def compare(
     seed: int = 0,
     resamples: int = 1000,
     metric: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """The table behind ``offramp compare``.
 
@@ -60,7 +66,8 @@ def compare(
         seed: of the halvings and of the bootstrap.
         resamples: bootstrap resamples.
         metric: by default the task's main one. Metrics that are no mean over rows (F1, Matthews, Pearson) take longer,
-            in proportion to the number of classes.
+            F1 and Matthews the more so the more classes there are.
+        progress: called with (rows of the table done, all of them), first with none done; what it raises ends the work.
 
     Returns:
         JSON-able. Scores are fractions (0.9, not 90). An *interval* is a 95 % percentile bootstrap over rows of the
@@ -98,8 +105,10 @@ def compare(
     bench = _Bench(trace, tally, tally.check(metric), splits, seed, resamples)
     shown = 2.0 if 2.0 in targets or not targets else float(targets[0])
     curve_targets = [t for t in CURVE_TARGETS if t <= trace.num_layers / int(trace.layers[0])]
-    contenders = _contenders(bench)
-    results = {c.name: _results(bench, c, {*targets, *curve_targets, shown}) for c in contenders}
+    contenders, results = [], {}
+    for contender in _contenders(bench, progress):
+        contenders.append(contender)
+        results[contender.name] = _results(bench, contender, {*targets, *curve_targets, shown})
     baseline = "entropy" if "entropy" in results else "static"
     return {
         "format": FORMAT,
@@ -161,14 +170,48 @@ class _Bench:
         """The metric is a mean over rows."""
         return self.tally.means(self.trace.logits[-1], self.metric) is not None
 
+    @cached_property
+    def count(self) -> type[np.floating[Any]]:
+        """In which sums of ones are exact: as many as there are units, or could be drawn."""
+        most = len(self.trace.lengths) * int(np.diff(self.trace.offsets).max())
+        return np.float32 if most < 2**24 else np.float64
+
     def features(self, answers: NDArray[Any]) -> Floats:
         """[U, S] that add up to the metric; S = 1 where it is a mean."""
         means = self.tally.means(answers, self.metric)
         return self.tally.features(answers) if means is None else means[:, None]
 
+    def table(self, answers: Iterable[NDArray[Any]]) -> _Table:
+        """Features of V answers [U, C] to every unit."""
+        features = (self.features(one) for one in answers)
+        return Voices(features) if self.tally.counts and not self.is_mean else np.stack(list(features))
+
     def value(self, sums: Floats, count: Floats | float) -> Floats:
         """Metric of sums [..., S] over so many units."""
-        return sums[..., 0] / count if self.is_mean else self.tally.metrics(sums)[self.metric]
+        return sums[..., 0] / count if self.is_mean else self.tally.metric(sums, self.metric)
+
+    def summed(self, table: _Table, voices: NDArray[Any]) -> Floats:
+        """Sums over all units: voices [P, U] -> [P, S]."""
+        if not isinstance(table, Voices):
+            result: Floats = _spoken(table, voices).sum(axis=1)
+            return result
+        sums = np.zeros((len(voices), table.width))
+        for number, _, said in table.columns(voices):
+            sums[:, number] = said.sum(axis=1)
+        return sums
+
+    def halved(self, table: _Table, voices: NDArray[Any]) -> Floats:
+        """Sums over each half: voices [P, U] -> [P, S, 2 * splits]."""
+        if not isinstance(table, Voices):
+            rows = _spoken(table, voices)
+            p, units, width = rows.shape
+            product: Floats = rows.transpose(0, 2, 1).reshape(p * width, units) @ self.sides
+            return product.reshape(p, width, -1)
+        sums = np.zeros((len(voices), table.width, self.sides.shape[1]))
+        sides = self.sides.astype(self.count)
+        for number, units, said in table.columns(voices):
+            sums[:, number] = said.astype(self.count) @ sides[units]
+        return sums
 
     @cached_property
     def drawn(self) -> list[NDArray[Any]]:
@@ -186,8 +229,14 @@ class _Bench:
         result: Floats = np.diff(running[self.trace.offsets], axis=0)
         return result
 
-    def samples(self, features: Floats) -> Floats:
-        """Bootstrap samples [R] of the metric, averaged over splits: features [splits, U, S]."""
+    def samples(self, table: _Table, voices: NDArray[Any]) -> Floats:
+        """Bootstrap samples [R] of the metric, averaged over splits: voices [splits, U]."""
+        drawn = self._drawn_counts(table, voices) if isinstance(table, Voices) else self._drawn(table, voices)
+        return np.concatenate([self.value(sums, count).mean(axis=1) for sums, count in drawn])
+
+    def _drawn(self, table: Floats, voices: NDArray[Any]) -> Iterator[tuple[Floats, Floats]]:
+        """Sums [r, splits, S] and numbers of units [r, 1] of the resamples."""
+        features = _spoken(table, voices)
         if self.is_mean:
             features = features.mean(axis=0, keepdims=True)
         split, units, width = features.shape
@@ -195,27 +244,44 @@ class _Bench:
         exact: type[np.floating[Any]] = np.float32 if self.is_mean else np.float64
         flat = self.by_item(features.transpose(1, 0, 2).reshape(units, split * width)).astype(exact)
         per_item = np.diff(self.trace.offsets).astype(exact)
-        found = []
         for drawn in self.drawn:
             weights = drawn.astype(exact, copy=False)
             sums = (weights @ flat).astype(np.float64).reshape(len(drawn), split, width)
-            found.append(self.value(sums, (weights @ per_item)[:, None].astype(np.float64)).mean(axis=1))
-        return np.concatenate(found)
+            yield sums, (weights @ per_item)[:, None].astype(np.float64)
+
+    def _drawn_counts(self, table: Voices, voices: NDArray[Any]) -> Iterator[tuple[Floats, Floats]]:
+        """The same where sums are counts, a few resamples at a time: what is held stays small."""
+        columns = [(number, self.item_of_unit[units], said.astype(self.count).T)
+                   for number, units, said in table.columns(voices)]  # fmt: skip
+        per_item = np.diff(self.trace.offsets)
+        for drawn in self.drawn:
+            for start in range(0, len(drawn), _DRAWN):
+                weights = drawn[start : start + _DRAWN].astype(self.count, copy=False)
+                sums = np.zeros((len(weights), len(voices), table.width))
+                for number, items, said in columns:
+                    sums[:, :, number] = weights[:, items] @ said
+                yield sums, (weights @ per_item)[:, None].astype(np.float64)
 
     @cached_property
     def full(self) -> tuple[float, Floats]:
         """Full depth: score, and its bootstrap samples [R]."""
-        features = self.features(self.trace.logits[-1])
-        return float(self.value(features.sum(0), len(features))), self.samples(features[None])
+        return self.scored(self.trace.logits[-1])
+
+    def scored(self, answers: NDArray[Any]) -> tuple[float, Floats]:
+        """Score of answers [U, C] that took no choice, and its bootstrap samples [R]."""
+        table, voices = self.table([answers]), np.zeros((1, len(answers)), dtype=np.uint8)
+        return float(self.value(self.summed(table, voices)[0], len(answers))), self.samples(table, voices)
 
     def answer(self, answers: NDArray[Any]) -> dict[str, Any]:
         """Score, interval and metrics of answers [U, C] that took no choice."""
-        features = self.features(answers)
-        return {
-            "score": float(self.value(features.sum(0), len(features))),
-            "interval": _interval(self.samples(features[None])),
-            "metrics": self.tally.measure(answers),
-        }
+        score, samples = self.scored(answers)
+        return {"score": score, "interval": _interval(samples), "metrics": self.tally.measure(answers)}
+
+
+def _spoken(table: Floats, voices: NDArray[Any]) -> Floats:
+    """Features of what is said: table [V, U, S], voices [P, U] -> [P, U, S]."""
+    result: Floats = table[voices, np.arange(table.shape[1])]
+    return result
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,81 +299,87 @@ class _Contender:
     """[P]."""
     exits: NDArray[np.uint8]
     """[P, U]."""
-    features: Callable[[int], Floats]
-    """Candidate -> [U, S]."""
+    table: _Table
+    """Features of all that can be said: by an exit, or by a candidate with an answer of its own."""
+    voices: NDArray[np.uint16]
+    """[P, U]: whose answer in the table is given."""
     scored: Floats
     """[P, 2 * splits]: the metric on each half."""
     fraction: Floats
     """[P, 2 * splits]: the layer fraction on each half."""
 
 
-def _contenders(bench: _Bench) -> list[_Contender]:
+def _contenders(bench: _Bench, progress: Callable[[int, int], None] | None) -> Iterator[_Contender]:
+    """One after the other; whoever asks for the next one is done with the last."""
+    entries = _entries(bench.trace)
+    for done, (name, criterion, label, settings) in enumerate(entries):
+        if progress is not None:
+            progress(done, len(entries))
+        yield _enter(bench, name, criterion, label, settings)
+    if progress is not None:
+        progress(len(entries), len(entries))
+
+
+def _entries(trace: Trace) -> list[tuple[str, str, str, list[dict[str, Any]]]]:
+    """Name, criterion, label and settings of every row of the table."""
     found = []
-    for name, settings in candidates(bench.trace):
+    for name, settings in candidates(trace):
         label = make(name, **settings[0]).summary
         if name == "depth":
-            found.append(_enter(bench, "static", name, "every text leaves at the same exit", settings))
+            found.append(("static", name, "every text leaves at the same exit", settings))
             continue
-        found.append(_enter(bench, name, name, label, settings))
+        found.append((name, name, label, settings))
         if len(settings) > 1:  # a row of its own for the default, so that choosing is seen to help or not
-            plain = [s for s in settings if make(name, **s) == make(name, problem_type=bench.trace.problem_type)]
+            plain = [s for s in settings if make(name, **s) == make(name, problem_type=trace.problem_type)]
             for one in plain:
                 shown = ", ".join(f"{k} {v:g}" for k, v in one.items() if k != "problem_type")
-                found.append(_enter(bench, f"{name} ({shown})", name, label, [one]))
+                found.append((f"{name} ({shown})", name, label, [one]))
     order = {name: place for place, name in enumerate(("entropy", "confidence", "patience", "dr", "edr"))}
     # The usual ones first, new criteria after them, the static exits last.
-    return sorted(found, key=lambda c: (c.name == "static", order.get(c.criterion, len(order))))
+    return sorted(found, key=lambda entry: (entry[0] == "static", order.get(entry[1], len(order))))
 
 
 def _enter(bench: _Bench, name: str, criterion: str, label: str, settings: list[dict[str, Any]]) -> _Contender:
     trace = bench.trace
-    table = np.stack([bench.features(logits) for logits in trace.logits])  # [E, U, S]
-    units = np.arange(trace.num_units)
     knobs: list[dict[str, float]] = []
     group: list[int] = []
     exits: list[NDArray[np.uint8]] = []
-    own: list[Floats | None] = []
+    voices: list[NDArray[np.uint16]] = []
+    answers = list(trace.logits)
     for number, one in enumerate(settings):
         rule = make(criterion, **one)
         if isinstance(rule, Scored):
             doubt = scores(trace, rule)
             values = thresholds(running_minimum(doubt), rule.knobs["threshold"], max_points=_GRID)
             points = [{"threshold": float(value)} for value in values]
-            left: list[NDArray[np.uint8]] = list(exits_at(doubt, values).astype(np.uint8))
-            answers: list[Floats | None] = [None] * len(points)
+            left = exits_at(doubt, values)
+            voices.append(left.astype(np.uint16))
         else:
             points = knob_grid(trace, rule)
             outcomes = [replay(trace, rule, dict(point)) for point in points]
-            left = [outcome.exits.astype(np.uint8) for outcome in outcomes]
-            answers = [bench.features(outcome.answers) for outcome in outcomes]
+            left = np.stack([outcome.exits for outcome in outcomes])
+            own = len(answers) + np.arange(len(points), dtype=np.uint16)
+            voices.append(np.repeat(own[:, None], trace.num_units, axis=1))
+            answers += [outcome.answers for outcome in outcomes]
         knobs += points
         group += [number] * len(points)
-        exits += left
-        own += answers
-
-    where = np.stack(exits)
-
-    def features(candidate: int) -> Floats:
-        mine = own[candidate]
-        result: Floats = table[where[candidate], units] if mine is None else mine
-        return result
-
-    scored, fraction = _halved(bench, where, features)
-    return _Contender(name, criterion, label, settings, np.array(group), knobs, where, features, scored, fraction)
+        exits.append(left.astype(np.uint8))
+    table, where, whose = bench.table(answers), np.concatenate(exits), np.concatenate(voices)
+    scored, fraction = _halved(bench, where, table, whose)
+    return _Contender(name, criterion, label, settings, np.array(group), knobs, where, table, whose, scored, fraction)
 
 
-def _halved(bench: _Bench, exits: NDArray[np.uint8], features: Callable[[int], Floats]) -> tuple[Floats, Floats]:
+def _halved(
+    bench: _Bench, exits: NDArray[np.uint8], table: _Table, voices: NDArray[np.uint16]
+) -> tuple[Floats, Floats]:
     """Metric and layer fraction of every candidate on every half: [P, 2 * splits] each."""
     counts = bench.sides.sum(axis=0)
     scored, fraction = [], []
     step = 64
     for start in range(0, len(exits), step):
-        some = range(start, min(start + step, len(exits)))
-        rows = np.stack([features(candidate) for candidate in some])  # [p, U, S]
-        p, units, width = rows.shape
-        sums = rows.transpose(0, 2, 1).reshape(p * width, units) @ bench.sides
-        scored.append(bench.value(sums.reshape(p, width, -1).transpose(0, 2, 1), counts))
-        layers = bench.trace.layers[exits[start : start + step]].astype(np.float64)
+        some = slice(start, start + step)
+        scored.append(bench.value(bench.halved(table, voices[some]).transpose(0, 2, 1), counts))
+        layers = bench.trace.layers[exits[some]].astype(np.float64)
         fraction.append(layers @ bench.sides / (counts * bench.trace.num_layers))
     return np.concatenate(scored), np.concatenate(fraction)
 
@@ -323,16 +395,14 @@ def _choice(contender: _Contender, target: float) -> NDArray[np.int64] | None:
     return result
 
 
-def _unseen(bench: _Bench, contender: _Contender, chosen: NDArray[np.int64]) -> tuple[Floats, NDArray[np.uint8]]:
-    """What knobs chosen on the other half do with every unit: features [splits, U, S], exits [splits, U]."""
-    known = {int(candidate): contender.features(int(candidate)) for candidate in np.unique(chosen)}
-    features, exits = [], []
-    for split in range(bench.splits):
-        first = bench.halves[:, split]
-        on_first, on_second = int(chosen[split]), int(chosen[bench.splits + split])
-        features.append(np.where(first[:, None], known[on_second], known[on_first]))
-        exits.append(np.where(first, contender.exits[on_second], contender.exits[on_first]))
-    return np.stack(features), np.stack(exits)
+def _unseen(
+    bench: _Bench, contender: _Contender, chosen: NDArray[np.int64]
+) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
+    """What knobs chosen on the other half do with every unit: voices [splits, U], exits [splits, U]."""
+    on_first, on_second = chosen[: bench.splits], chosen[bench.splits :]
+    first = bench.halves.T
+    voices = np.where(first, contender.voices[on_second], contender.voices[on_first])
+    return voices, np.where(first, contender.exits[on_second], contender.exits[on_first])
 
 
 @dataclass(frozen=True, eq=False)
@@ -359,12 +429,12 @@ def _result(bench: _Bench, contender: _Contender, target: float) -> _Result | No
     chosen = _choice(contender, target)
     if chosen is None:
         return None
-    features, exits = _unseen(bench, contender, chosen)
-    values = bench.value(features.sum(axis=1), features.shape[1])
+    voices, exits = _unseen(bench, contender, chosen)
+    values = bench.value(bench.summed(contender.table, voices), bench.trace.num_units)
     return _Result(
         target=float(target),
         score=float(values.mean()),
-        samples=bench.samples(features),
+        samples=bench.samples(contender.table, voices),
         layer_speedup=bench.trace.num_layers / float(bench.trace.layers[exits].mean()),
         shares=_counted(bench, exits),
         exits=np.rint(np.median(exits, axis=0)).astype(np.int64),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from tqdm import tqdm
 
 from offramp.cli import app
 from offramp.cli.common import (
@@ -25,6 +27,7 @@ from offramp.cli.common import (
 )  # fmt: skip
 from offramp.errors import KnobError, require
 from offramp.inputs.tokens import Text
+from offramp.traces.files import write_atomically
 from offramp.traces.trace import Trace
 
 TARGETS = (1.5, 2.0, 3.0, 4.0)
@@ -111,18 +114,35 @@ def write_comparison(
     metric: str | None = None,
 ) -> dict[str, Any]:
     """Compare on a trace; write compare.json, compare.png and report.html into a folder; return the result."""
-    from offramp.bench.plots import save_png
+    from offramp.bench.plots import plot_comparison
     from offramp.bench.provenance import write_result
     from offramp.bench.report import save_report
     from offramp.calibration.compare import compare as run_comparison
 
-    result = run_comparison(trace, targets=targets, splits=splits, seed=seed, resamples=resamples, metric=metric)
+    with _bar() as advance:
+        result = run_comparison(
+            trace, targets=targets, splits=splits, seed=seed, resamples=resamples, metric=metric, progress=advance
+        )
+    image = plot_comparison(result, title=title)
     folder.mkdir(parents=True, exist_ok=True)
     write_result(folder / "compare.json", result)
-    save_png(result, folder / "compare.png", title=title)
+    write_atomically(folder / "compare.png", image)
     shown = None if texts is None else [text if isinstance(text, str) else " | ".join(text) for text in texts]
-    save_report(result, folder / "report.html", title=title, texts=shown)
+    save_report(result, image, folder / "report.html", title=title, texts=shown)
     return result
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int], None]]:
+    """Rows of the table done, and the time left, on standard error; silent where that is no terminal."""
+    with tqdm(desc="comparing", unit="row", disable=None, leave=False) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.n = done
+            bar.refresh()
+
+        yield show
 
 
 def _targets(given: str) -> list[float]:

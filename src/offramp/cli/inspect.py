@@ -26,6 +26,8 @@ from offramp.cli.common import (
     show,
 )  # fmt: skip
 from offramp.errors import DataError
+from offramp.inputs.files import Columns
+from offramp.traces.trace import Trace
 
 CLASSES_SHOWN = 6
 """More classes than these, and the table shows two distances instead of all."""
@@ -52,8 +54,7 @@ def inspect(
     check_installed(runtime)
     quiet_transformers()
     classifier = load(run, runtime=runtime, device=device)
-    if second is None and classifier.columns is not None and len(classifier.columns.text) == 2:
-        raise DataError(f"this run was trained on pairs ({', '.join(classifier.columns.text)}): give two texts")
+    _check_number(classifier.columns, 1 if second is None else 2)
     setting = classifier.setting(
         threshold=threshold, speedup=speedup, max_layers=max_layers, full_depth=full_depth, knobs=parse_knobs(knob)
     )
@@ -62,6 +63,16 @@ def inspect(
         print_json(result)
     else:
         _print(result)
+
+
+def _check_number(columns: Columns | None, texts: int) -> None:
+    """Raise DataError where a run was trained on pairs and gets one text, or the other way round."""
+    if columns is None or len(columns.text) == texts:  # or the run does not say
+        return
+    names = ", ".join(columns.text)
+    if texts == 1:
+        raise DataError(f"this run was trained on pairs ({names}): give two texts")
+    raise DataError(f"this run was trained on single texts ({names}): give one text, in quotes")
 
 
 def inspect_text(classifier: Any, setting: Any, text: str | tuple[str, str]) -> dict[str, Any]:
@@ -75,8 +86,9 @@ def inspect_text(classifier: Any, setting: Any, text: str | tuple[str, str]) -> 
     Returns:
         ``text``, ``tokens``, ``truncated``, ``label``, ``score``, ``exit_layer``, ``criterion``, ``knobs`` and
         ``layers``: for each exit ``layer``, ``label``, ``score``, one number for every scored criterion that fits
-        (``entropy``, ``confidence``, ``dr``, ``edr``; None where the exit measures no distances), ``distances`` by
-        class where the exit measures them, and ``left``.
+        (``entropy``, ``confidence``, ``dr``, ``edr``; None where the exit measures no distances), ``delta`` for
+        regression (how far the number moved from the exit before; None at the first), ``distances`` by class where
+        the exit measures them, and ``left``.
     """
     from offramp.bench.wallclock import run_encoded
     from offramp.engine.record import record
@@ -94,6 +106,8 @@ def inspect_text(classifier: Any, setting: Any, text: str | tuple[str, str]) -> 
         entry: dict[str, Any] = {"layer": stage.layers, "label": label, "score": score}
         for name, criterion in signals.items():
             entry[name] = float(criterion.score(stage, output)[0]) if criterion.needs <= output.extras.keys() else None
+        if classifier.run.problem_type == "regression":
+            entry["delta"] = _moved(trace, stage.index)
         if "distances" in output.extras:
             values = output.extras["distances"][0]
             entry["distances"] = {names[k]: float(value) for k, value in enumerate(values)}
@@ -109,6 +123,11 @@ def inspect_text(classifier: Any, setting: Any, text: str | tuple[str, str]) -> 
         "knobs": dict(setting.knobs),
         "layers": layers,
     }
+
+
+def _moved(trace: Trace, place: int) -> float | None:
+    """How far the number moved from the exit before, as ``patience_delta`` measures it."""
+    return float(abs(trace.logits[place, 0, 0] - trace.logits[place - 1, 0, 0])) if place else None
 
 
 def _signals(classifier: Any, setting: Any) -> dict[str, Any]:
@@ -138,7 +157,8 @@ def _print(result: dict[str, Any]) -> None:
     table.add_column("layer", justify="right")
     table.add_column("says")
     near = [f"d({name})" for name in classes] if every else ["d(own)", "d(next)"]
-    for heading in ("sure", *signals, *(near if classes else ())):
+    shown = ["|delta|" if name == "delta" else name for name in signals]
+    for heading in ("sure", *shown, *(near if classes else ())):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for entry in layers:
@@ -148,7 +168,7 @@ def _print(result: dict[str, Any]) -> None:
             str(entry["layer"]),
             _label(entry["label"]),
             "" if entry["score"] is None else f"{entry['score']:.3f}",
-            *("" if entry[name] is None else f"{entry[name]:.3f}" for name in signals),
+            *(_signal(name, entry[name]) for name in signals),
             *(f"{value:.2f}" for value in values),
             *[""] * (len(near) - len(values) if classes else 0),
             "<- left" if entry["left"] else "",
@@ -163,6 +183,11 @@ def _label(label: Any) -> str:
     if isinstance(label, list):
         return ", ".join(label) or "(none)"
     return f"{label:.3f}" if isinstance(label, float) else str(label)
+
+
+def _signal(name: str, value: float | None) -> str:
+    """A number of the table; a delta is in the labels' own unit, which may be a small one."""
+    return "" if value is None else f"{value:.4g}" if name == "delta" else f"{value:.3f}"
 
 
 def _two_distances(own: str, distances: dict[str, float]) -> list[float]:

@@ -85,10 +85,22 @@ def predict(
     else:
         source = _rows(input or "-", split_columns(text_columns), classifier.columns)
     one_by_one = typed or batch_size == 1
-    for prediction in _answers(classifier, source, setting, one_by_one=one_by_one):
+    broken: list[Exception] = []
+    for prediction in _answers(classifier, _until_broken(source, broken), setting, one_by_one=one_by_one):
         sys.stdout.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
         if one_by_one:
             sys.stdout.flush()
+    if broken:
+        sys.stdout.flush()  # the answers first, then what ended them
+        raise broken[0]
+
+
+def _until_broken(source: Iterable[Text], broken: list[Exception]) -> Iterator[Text]:
+    """The texts up to one that cannot be read; that error goes into ``broken``, so that those before are answered."""
+    try:
+        yield from source
+    except Exception as error:
+        broken.append(error)
 
 
 def _answers(classifier: Any, source: Iterable[Text], setting: Any, *, one_by_one: bool) -> Iterator[Any]:
@@ -101,7 +113,7 @@ def _answers(classifier: Any, source: Iterable[Text], setting: Any, *, one_by_on
 
 def _arguments(texts: Sequence[str], columns: files.Columns | None) -> Iterable[Text]:
     """The texts of the command line; pairs, where the run was trained on pairs."""
-    if columns is None or len(columns.text) == 1:
+    if columns is None or len(columns.text) == 1:  # each a text of its own
         return texts
     if len(texts) % 2:
         raise DataError(
@@ -119,4 +131,10 @@ def _rows(source: str, text_columns: Sequence[str] | None, prefer: files.Columns
             columns = files.find_columns(
                 row.values, text_columns=text_columns, prefer=prefer, need_label=False, where=row.source
             )
+            if prefer is not None and len(columns.text) != len(prefer.text):
+                kind = "pairs" if len(prefer.text) == 2 else "single texts"
+                raise DataError(
+                    f"this run was trained on {kind} ({', '.join(prefer.text)}), not on {' and '.join(columns.text)}: "
+                    f"name {len(prefer.text)} with --text_columns"
+                )
         yield files.text_of(row, columns)

@@ -10,11 +10,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from array_api_compat import array_namespace
 
 from offramp.errors import KnobError, UnsupportedError
+from offramp.settings import check_number
 from offramp.types import Array, Decision, ExitOutput, Knobs, ProblemType, Stage, State
 
 __all__ = ["Criterion", "Knob", "Scored"]
@@ -30,6 +31,8 @@ class Knob:
     faster: Literal["up", "down"]
     """Direction in which units leave earlier (never later): the knob is monotone."""
     integer: bool = False
+    counts: Literal["exits", "layers"] = "exits"
+    """What a whole number counts."""
 
     def check(self, name: str, value: float) -> None:
         """Raise KnobError where the value is outside the knob's range (or is no number)."""
@@ -91,12 +94,21 @@ class Criterion(ABC):
         """
         return None
 
+    def compared(self, stage: Stage, output: ExitOutput, state: State) -> Array | None:
+        """[B]: the number that an exit holds against the criterion's fractional knob; None: it has no such knob.
+
+        Which values of the knob are worth trying is read off these. Infinite where there is nothing to compare with;
+        never NaN. Arguments as for ``step``.
+        """
+        return None
+
     def extra(self, output: ExitOutput, name: str) -> Array:
         """An extra of an exit's output, or an error that says what is missing."""
         if name not in output.extras:
             raise UnsupportedError(
-                f"criterion {self.name!r} needs {name!r} at every exit, and this model's exits do not give it: "
-                "train with a recipe that does (`--recipe de3bert` gives distances), or choose another criterion"
+                f"criterion {self.name!r} needs {name!r} at every exit, and this model's exits do not give it: train "
+                "with a recipe that does (`offramp recipes` lists them; `--recipe de3bert` gives distances), or choose "
+                "another criterion"
             )
         return output.extras[name]
 
@@ -115,6 +127,9 @@ class Scored(Criterion):
     def start(self, units: Array) -> State:
         return {}
 
+    def compared(self, stage: Stage, output: ExitOutput, state: State) -> Array | None:
+        return self.score(stage, output)
+
     def step(self, stage: Stage, output: ExitOutput, state: State, knobs: Knobs) -> tuple[Decision, State]:
         return Decision(self.score(stage, output) < knobs["threshold"], output.logits), state
 
@@ -130,3 +145,47 @@ def log_sigmoid(logits: Array) -> Array:
     """Elementwise log of the logistic function, safe for any finite logit."""
     xp = array_namespace(logits)
     return xp.minimum(logits, xp.zeros_like(logits)) - xp.log1p(xp.exp(-xp.abs(logits)))
+
+
+def log_probabilities(logits: Array, problem_type: ProblemType) -> Array:
+    """Log-probability of every event: [B, C] of the classes; multi-label [B, 2 C]: each label's yes, each one's no."""
+    if problem_type != "multi_label_classification":
+        return log_softmax(logits)
+    return array_namespace(logits).concat([log_sigmoid(logits), log_sigmoid(-logits)], axis=-1)
+
+
+def in_a_row(holds: Array, state: State, knobs: Knobs) -> tuple[Array, Array]:
+    """How many times in a row something held (``streak``, kept in the state), and whether ``patience`` is reached."""
+    xp = array_namespace(holds)
+    streak = xp.where(holds, state["streak"] + 1, xp.zeros_like(state["streak"]))
+    return streak, streak >= knobs["patience"]
+
+
+def check_by_exit(name: str, values: Any) -> tuple[float, ...]:
+    """A setting with a number above 0 for each exit, or empty, as a tuple (JSON has only lists).
+
+    Raises:
+        KnobError: it is no list of such numbers.
+    """
+    if not isinstance(values, list | tuple):
+        raise KnobError(f"{name} must be a list with a number for each exit, or empty, not {values!r}")
+    for value in values:
+        check_number(f"each of {name}", value, low=0)
+        if value == 0:
+            raise KnobError(f"each of {name} must be above 0, not {value!r}")
+    return tuple(float(value) for value in values)
+
+
+def at_exit(name: str, values: tuple[float, ...], stage: Stage) -> float:
+    """The number of a stage's exit in a setting with one for each exit; 1 where the setting is empty.
+
+    Raises:
+        KnobError: there are not as many as exits (too many are noticed at the last exit).
+    """
+    if not values:
+        return 1.0
+    exits = stage.index + 1
+    if len(values) < exits or (stage.is_last and len(values) > exits):
+        more = "" if stage.is_last else " or more"
+        raise KnobError(f"{name} holds {len(values)} numbers, and this model has {exits}{more} exits: give one for each")
+    return values[stage.index]

@@ -22,7 +22,7 @@ class Depth(Criterion):
     name: ClassVar[str] = "depth"
     summary: ClassVar[str] = "every text leaves after the same number of layers (no early exit by default)"
     serves: ClassVar[frozenset[ProblemType]] = frozenset(PROBLEM_TYPES)
-    knobs: ClassVar[Mapping[str, Knob]] = {"layers": Knob(1000, 1, 1000, faster="down", integer=True)}
+    knobs: ClassVar[Mapping[str, Knob]] = {"layers": Knob(1000, 1, 1000, faster="down", integer=True, counts="layers")}
 
     def start(self, units: Array) -> State:
         return {}

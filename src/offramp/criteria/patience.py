@@ -12,22 +12,15 @@ from typing import ClassVar
 
 from array_api_compat import array_namespace, device
 
-from offramp.criteria.base import Criterion, Knob
+from offramp.criteria.base import Criterion, Knob, in_a_row
 from offramp.types import Array, Decision, ExitOutput, Knobs, ProblemType, Stage, State
 
 __all__ = ["Patience", "PatienceDelta"]
 
 
-def _count(agrees: Array, state: State, knobs: Knobs) -> tuple[Array, Array]:
-    """Agreements in a row, and whether they suffice: ``patience`` agreements are ``patience + 1`` equal answers."""
-    xp = array_namespace(agrees)
-    streak = xp.where(agrees, state["streak"] + 1, xp.zeros_like(state["streak"]))
-    return streak, streak >= knobs["patience"]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Patience(Criterion):
-    """Leave at the first exit that agrees with the ``patience`` exits before it."""
+    """Leave at the first exit that agrees with the ``patience`` exits before it: ``patience + 1`` equal answers."""
 
     name: ClassVar[str] = "patience"
     summary: ClassVar[str] = "several exits in a row give the same answer"
@@ -49,7 +42,7 @@ class Patience(Criterion):
             answer = xp.argmax(output.logits, axis=-1, keepdims=True)
         else:
             answer = xp.astype(output.logits > 0, xp.int64)
-        streak, leave = _count(xp.all(answer == state["answer"], axis=-1), state, knobs)
+        streak, leave = in_a_row(xp.all(answer == state["answer"], axis=-1), state, knobs)
         return Decision(leave, output.logits), {"streak": streak, "answer": xp.astype(answer, xp.int64)}
 
 
@@ -76,8 +69,14 @@ class PatienceDelta(Criterion):
             "answer": xp.full((n,), float("inf"), dtype=xp.float32, device=where),
         }
 
+    def compared(self, stage: Stage, output: ExitOutput, state: State) -> Array:
+        return array_namespace(output.logits).abs(_number(output) - state["answer"])
+
     def step(self, stage: Stage, output: ExitOutput, state: State, knobs: Knobs) -> tuple[Decision, State]:
-        xp = array_namespace(output.logits)
-        number = xp.astype(output.logits[:, 0], xp.float32)
-        streak, leave = _count(xp.abs(number - state["answer"]) < knobs["delta"], state, knobs)
-        return Decision(leave, output.logits), {"streak": streak, "answer": number}
+        streak, leave = in_a_row(self.compared(stage, output, state) < knobs["delta"], state, knobs)
+        return Decision(leave, output.logits), {"streak": streak, "answer": _number(output)}
+
+
+def _number(output: ExitOutput) -> Array:
+    xp = array_namespace(output.logits)
+    return xp.astype(output.logits[:, 0], xp.float32)

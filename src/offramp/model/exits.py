@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from weakref import WeakSet
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from offramp.errors import KnobError
-from offramp.model.heads import Head, HeadOutput, Surroundings, make_head
+from offramp.model.heads import Head, HeadOutput, Surroundings, head_class, make_head
 from offramp.model.pooling import Pooling, check_pooling
 from offramp.types import Stage
 
@@ -100,12 +100,16 @@ class Exits(nn.Module):
         early = len(stages) - 1
         self.shared = settings.shared
         self.heads = nn.ModuleList(
-            make_head(settings.head, around, settings.head_settings)
-            for _ in range(min(early, 1) if settings.shared else early)
+            make_head(settings.head, replace(around, place=place), settings.head_settings)
+            for place in range(min(early, 1) if settings.shared else early)
         )
+        self.common = head_class(settings.head).common(around) if early else None
         self.last = make_head("linear", around, {}) if settings.last_exit == "head" else None
         # None for the last exit: the backbone itself norms what its last layer gives.
         self.norms = nn.ModuleList([] if norm is None else [_like(norm) for _ in range(early)])
+        self.objective: nn.Module | None = None
+        # Where in its training it is; not saved: who trains says so.
+        self.step, self.progress = 0, 1.0
 
     def head(self, index: int) -> Head:
         """The head of early exit ``index``."""
@@ -136,17 +140,17 @@ class Exits(nn.Module):
             # Frozen heads are in no optimiser, whose steps would let them advance.
             if any(p.requires_grad for p in head.parameters()):
                 head.learn(output, labels)
-        if any(head.pending for head in self.early):
-            _waiting.add(self)
+        _waiting.add(self)
 
     def advance(self) -> None:
-        """Apply what the heads took in since the last optimiser step."""
+        """The optimiser has stepped: apply what the heads took in since the last time."""
+        self.step += 1
         for head in self.early:
             head.advance()
 
     @torch.no_grad()
-    def reset_parameters(self, std: float, norm: nn.LayerNorm | None) -> None:
-        """Fresh heads: weights from N(0, std), biases 0, norms copied from the backbone's."""
+    def reset_parameters(self, std: float, norm: nn.LayerNorm | None, pooler: nn.Linear | None) -> None:
+        """Fresh heads: weights from N(0, std), biases 0; norms, and poolers of their own, copied from the backbone."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 module.weight.normal_(0.0, std)
@@ -155,10 +159,12 @@ class Exits(nn.Module):
         if norm is not None:
             for copy in self.norms:
                 copy.load_state_dict(norm.state_dict())
+        for head in self.early:
+            head.inherit(pooler)
 
 
 _waiting: WeakSet[Exits] = WeakSet()
-"""Exits that have taken in micro-batches since the last optimiser step."""
+"""Exits that have seen micro-batches since the last optimiser step."""
 
 
 def _after_step(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[Any, Any]) -> None:

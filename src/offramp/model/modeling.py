@@ -23,9 +23,9 @@ from transformers.utils import ModelOutput
 from offramp.errors import OfframpError, RunError, UnsupportedError
 from offramp.model.backbone import Cut, cut, lengths_to_mask
 from offramp.model.exits import Exits, ExitSettings, make_stages
-from offramp.model.heads import HeadOutput, Surroundings
+from offramp.model.heads import HeadOutput, Reader, Surroundings, head_class
 from offramp.model.pooling import pool_tokens
-from offramp.objectives import make_objective
+from offramp.objectives import Moment, Objective, make_objective
 from offramp.types import ProblemType, Stage
 
 __all__ = ["EarlyExitMixin", "EarlyExitOutput", "add_exits", "load_early_exit", "load_plain"]
@@ -66,15 +66,36 @@ class EarlyExitMixin:
         self.problem_type: ProblemType = self.config.problem_type or "single_label_classification"
         self.settings = settings
         self.stages: tuple[Stage, ...] = make_stages(parts.num_layers, settings.layers)
+        uses_pooler = settings.pooling == "backbone" and not head_class(settings.head).own_pooler
         around = Surroundings(
             hidden_size=parts.hidden_size,
-            pooled_size=parts.pooled_size if settings.pooling == "backbone" else parts.hidden_size,
+            pooled_size=parts.pooled_size if uses_pooler else parts.hidden_size,
             num_outputs=self.config.num_labels,
             problem_type=self.problem_type,
             dropout=classifier_dropout(self.config),
         )
         self.offramp = Exits(settings, self.stages, around, parts.exit_norm())
-        self.objective = make_objective(settings.objective, settings.objective_settings)
+        self._keep(make_objective(settings.objective, settings.objective_settings, num_exits=len(self.stages)))
+
+    @property
+    def objective(self) -> Objective:
+        """What training minimises."""
+        learned = self.offramp.objective
+        return self._fixed if learned is None else learned  # type: ignore[return-value]
+
+    def _keep(self, objective: Objective) -> None:
+        """One with parameters stands among the exits, so that it is trained and saved with them."""
+        self.offramp.objective = objective if isinstance(objective, nn.Module) else None
+        self._fixed = None if isinstance(objective, nn.Module) else objective
+        self.offramp.step, self.offramp.progress = 0, 1.0
+
+    def train(self, mode: bool = True) -> Any:
+        """As in torch; but a frozen encoder stays in eval mode: exits learn from what they will be given."""
+        super().train(mode)  # type: ignore[misc]
+        if mode and not any(p.requires_grad for _, p in parameters_of(self, "backbone")):  # type: ignore[arg-type]
+            for name, child in self.named_children():  # type: ignore[attr-defined]
+                child.train(name == SECTION)
+        return self
 
     def minimise(self, objective: str, settings: Mapping[str, Any]) -> None:
         """Train for another objective from now on; a save remembers it.
@@ -82,15 +103,17 @@ class EarlyExitMixin:
         Raises:
             KnobError: no such objective, or no such setting.
         """
-        self.objective = make_objective(objective, settings)
+        self._keep(make_objective(objective, settings, num_exits=len(self.stages)))
         self.settings = replace(self.settings, objective=objective, objective_settings=settings)
         setattr(self.config, SECTION, self.settings.to_json())
 
     def pool(self, parts: Cut, hidden: Tensor, lengths: Tensor) -> Tensor:
         """One vector a text, as the settings say: [B, L, H] -> [B, pooled size]."""
-        if self.settings.pooling == "backbone":
-            return parts.pool(hidden, lengths)
-        return pool_tokens(hidden, lengths, self.settings.pooling)
+        if self.settings.pooling != "backbone":
+            return pool_tokens(hidden, lengths, self.settings.pooling)
+        if head_class(self.settings.head).own_pooler:
+            return pool_tokens(hidden, lengths, "cls")
+        return parts.pool(hidden, lengths)
 
     def run_stage(self, parts: Cut, stage: Stage, hidden: Tensor, lengths: Tensor) -> Tensor:
         """The layers of one stage: [B, L, H] -> [B, L, H]."""
@@ -109,7 +132,8 @@ class EarlyExitMixin:
         assert head is not None
         # The last layer's hidden states are normed by the backbone itself.
         hidden = hidden if stage.is_last else self.offramp.normalise(stage.index, hidden)
-        return head(hidden, lengths, lambda h, n: self.pool(parts, h, n), memory)  # type: ignore[no-any-return]
+        reader = Reader(pool=lambda h, n: self.pool(parts, h, n), own=parts.head, common=self.offramp.common)
+        return head(hidden, lengths, reader, memory)  # type: ignore[no-any-return]
 
     # No **kwargs: with them Trainer would hand over num_items_in_batch and stop dividing the loss by accumulation.
     def forward(
@@ -118,6 +142,7 @@ class EarlyExitMixin:
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
+        hardness: Tensor | None = None,
     ) -> EarlyExitOutput:
         """Run every layer and every exit.
 
@@ -126,6 +151,7 @@ class EarlyExitMixin:
             attention_mask: [B, L] ones and zeros; None: no padding.
             token_type_ids: [B, L], for backbones that use them.
             labels: [B] class ids, [B, C] zeros and ones, or [B] numbers; gives the loss.
+            hardness: [B], for objectives that need it.
 
         Raises:
             UnsupportedError: padding elsewhere than on the right, or a row that is nothing else.
@@ -140,13 +166,20 @@ class EarlyExitMixin:
             output, memory = self.run_exit(parts, stage, hidden, lengths, memory)
             outputs.append(output)
         return EarlyExitOutput(
-            loss=None if labels is None else self._loss(outputs, labels),
+            loss=None if labels is None else self._loss(outputs, labels, hardness),
             logits=outputs[-1].logits,
             exit_logits=torch.stack([output.logits for output in outputs], dim=1),
         )
 
-    def _loss(self, outputs: Sequence[HeadOutput], labels: Tensor) -> Tensor:
-        loss = self.objective(outputs, [stage.layers for stage in self.stages], labels, self.problem_type)
+    def _loss(self, outputs: Sequence[HeadOutput], labels: Tensor, hardness: Tensor | None) -> Tensor:
+        moment = Moment(
+            training=self.training,
+            step=self.offramp.step,
+            progress=self.offramp.progress,
+            hardness=hardness,
+            heads=[p for p in self.offramp.heads.parameters() if p.requires_grad],
+        )
+        loss = self.objective(outputs, [stage.layers for stage in self.stages], labels, self.problem_type, moment)
         if self.training:
             self.offramp.learn(outputs, labels)
         return loss
@@ -232,8 +265,9 @@ def add_exits(model: PreTrainedModel, settings: ExitSettings) -> PreTrainedModel
         model.__class__ = plain  # it stays as it was
         raise
     setattr(model.config, SECTION, settings.to_json())
-    norm = cut(model).exit_norm()
-    model.offramp.reset_parameters(float(getattr(model.config, "initializer_range", 0.02)), norm)
+    parts = cut(model)
+    std = float(getattr(model.config, "initializer_range", 0.02))
+    model.offramp.reset_parameters(std, parts.exit_norm(), parts.pooler())
     return model.to(next(model.parameters()).device)
 
 
@@ -269,10 +303,15 @@ def load_early_exit(folder: str | Path, *, dtype: torch.dtype = torch.float32) -
 
 
 def parameters_of(model: nn.Module, which: str) -> list[tuple[str, nn.Parameter]]:
-    """Named parameters of the ``heads`` (the exits), of the ``backbone`` (all else), or ``all``."""
+    """Named parameters of the ``heads`` (the exits), of the ``backbone`` (all else), or ``all``.
+
+    Any other name means the exits' submodules of that name: ``"policy"`` means ``offramp.heads.*.policy.*``.
+    """
     prefix = SECTION + "."
-    return [
-        (name, p)
-        for name, p in model.named_parameters()
-        if which == "all" or name.startswith(prefix) == (which == "heads")
-    ]
+
+    def belongs(name: str) -> bool:
+        if which in ("heads", "backbone"):
+            return name.startswith(prefix) == (which == "heads")
+        return which == "all" or (name.startswith(prefix) and which in name.split("."))
+
+    return [(name, p) for name, p in model.named_parameters() if belongs(name)]

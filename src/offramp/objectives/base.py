@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
@@ -11,17 +12,47 @@ from torch import Tensor, nn
 from offramp.model.heads.base import HeadOutput
 from offramp.types import ProblemType
 
-__all__ = ["Objective", "Weights", "exit_loss", "exit_weights"]
+__all__ = ["ANY_TIME", "Moment", "Objective", "Weights", "exit_loss", "exit_weights"]
 
 Weights = Literal["equal", "depth"]
 """Every exit counts the same, or exit i of layer m counts m (PABEE, Zhou et al., NeurIPS 2020)."""
 
 
+@dataclass(frozen=True)
+class Moment:
+    """Where in its training a model is, and what else is known of a batch."""
+
+    training: bool = False
+    """Whether this loss is to be minimised, and not only looked at."""
+    step: int = 0
+    """Optimiser steps taken since the phase began."""
+    progress: float = 1.0
+    """Share of the phase's steps that are done; 1 where the trainer does not say."""
+    hardness: Tensor | None = None
+    """[B]: how hard each row is, where the objective ``needs`` it; None on dev."""
+    heads: Sequence[nn.Parameter] = ()
+    """Parameters of the exits that are trained."""
+
+
+ANY_TIME = Moment()
+"""Nothing is known of the moment."""
+
+
 class Objective(Protocol):
-    """A callable with settings of its own."""
+    """A callable with settings of its own.
+
+    One with parameters is an ``nn.Module`` whose first argument is the number of exits; it is saved with the model,
+    and learns at its own ``learning_rate``, where it has that attribute. One whose class has an attribute ``needs``
+    ("memorised_layer" or "difficulty") is given that of each training row (``offramp.training.hardness``).
+    """
 
     def __call__(
-        self, outputs: Sequence[HeadOutput], layers: Sequence[int], labels: Tensor, problem_type: ProblemType
+        self,
+        outputs: Sequence[HeadOutput],
+        layers: Sequence[int],
+        labels: Tensor,
+        problem_type: ProblemType,
+        moment: Moment = ANY_TIME,
     ) -> Tensor:
         """The loss of a batch, a scalar.
 
@@ -30,6 +61,7 @@ class Objective(Protocol):
             layers: cumulative layers of every exit.
             labels: [B] class ids, [B, C] zeros and ones, or [B] numbers.
             problem_type: as in transformers.
+            moment: where in its training the model is.
         """
 
 

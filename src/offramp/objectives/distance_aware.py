@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from offramp.errors import UnsupportedError
 from offramp.model.heads.base import HeadOutput
-from offramp.objectives.base import Weights, exit_loss, exit_weights
+from offramp.objectives.base import ANY_TIME, Moment, Weights, exit_loss, exit_weights
 from offramp.settings import check_choice, check_number
 from offramp.types import ProblemType
 
@@ -78,7 +78,12 @@ class DistanceAware:
         check_number("objective.margin", self.margin, low=0)
 
     def __call__(
-        self, outputs: Sequence[HeadOutput], layers: Sequence[int], labels: Tensor, problem_type: ProblemType
+        self,
+        outputs: Sequence[HeadOutput],
+        layers: Sequence[int],
+        labels: Tensor,
+        problem_type: ProblemType,
+        moment: Moment = ANY_TIME,
     ) -> Tensor:
         if problem_type != "single_label_classification":
             raise UnsupportedError(f"distances to class prototypes need one class a text; the data is {problem_type}")

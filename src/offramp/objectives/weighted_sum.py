@@ -9,7 +9,7 @@ from typing import get_args
 from torch import Tensor
 
 from offramp.model.heads.base import HeadOutput
-from offramp.objectives.base import Weights, exit_loss, exit_weights
+from offramp.objectives.base import ANY_TIME, Moment, Weights, exit_loss, exit_weights
 from offramp.settings import check_choice
 from offramp.types import ProblemType
 
@@ -26,7 +26,12 @@ class WeightedSum:
         check_choice("objective.by", self.by, get_args(Weights))
 
     def __call__(
-        self, outputs: Sequence[HeadOutput], layers: Sequence[int], labels: Tensor, problem_type: ProblemType
+        self,
+        outputs: Sequence[HeadOutput],
+        layers: Sequence[int],
+        labels: Tensor,
+        problem_type: ProblemType,
+        moment: Moment = ANY_TIME,
     ) -> Tensor:
         weights = exit_weights(layers, self.by).tolist()
         losses = [exit_loss(output.logits, labels, problem_type) for output in outputs]

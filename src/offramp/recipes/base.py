@@ -48,8 +48,11 @@ class Phase:
     """One run of the optimiser."""
 
     objective: Part
-    train: Literal["all", "heads", "backbone"] = "all"
-    """Whose parameters move: everything; the exits' only; the encoder's and its own head's only."""
+    train: str = "all"
+    """Whose parameters move: ``all``; ``heads``, the exits' only; ``backbone``, the encoder's and its own head's only;
+    any other name: the exits' submodules of that name (``policy``). A frozen encoder runs without dropout."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Training arguments (transformers' names) of this phase that differ from the recipe's."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class Recipe:
     """The rule it leaves by, for each problem type it serves."""
     exits: Literal["all", "last"] = "all"
     """Exits after every layer, or none but the last."""
+    shared: bool = False
+    """One head for all early exits."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Training arguments (transformers' names) that differ from ``offramp.training.arguments``'s defaults."""
 

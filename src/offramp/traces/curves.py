@@ -7,6 +7,7 @@ inverse; token layer fraction = sum of length * exit layer / (L * sum of lengths
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -132,23 +133,47 @@ def thresholds(lowest: NDArray[Any], knob: Knob, *, max_points: int = 2000) -> F
     return np.concatenate([[knob.low], middle, [top]])
 
 
-def knob_grid(trace: Trace, criterion: Criterion, *, max_points: int = 200) -> list[dict[str, float]]:
-    """Knob values worth replaying for a criterion that is not scored: every combination, slowest knobs first.
+def knob_grid(trace: Trace, criterion: Criterion, *, max_points: int = 600) -> list[dict[str, float]]:
+    """Knob values worth replaying for a criterion that is not scored: every combination.
 
-    Whole-number knobs count exits or layers, so they run from their lowest value to the number of layers. Other knobs
-    are compared with how far an answer moves from exit to exit: quantiles of that, between observed values.
+    Whole-number knobs that count exits take E - 1 values from their lowest (there are E exits, and the last asks
+    nobody), those that count layers the layers where exits stand. A fractional knob takes quantiles, between observed
+    values, of what the criterion compares with it.
+
+    Args:
+        trace: its labels are not read.
+        criterion: one that fits the trace, with one fractional knob at most.
+        max_points: combinations, roughly; never more than 60 values of a knob that others are combined with.
     """
-    whole = {name: knob for name, knob in criterion.knobs.items() if knob.integer}
-    grid = {
-        name: [float(v) for v in range(int(knob.low), int(min(knob.high, trace.num_layers)) + 1)]
-        for name, knob in whole.items()
-    }
-    share = max(3, max_points // max(1, int(np.prod([len(values) for values in grid.values()]))))
-    moved = np.abs(np.diff(trace.logits, axis=0)).astype(np.float64)
+    grid = {name: _counts(trace, knob) for name, knob in criterion.knobs.items() if knob.integer}
+    share = max_points if not grid else min(60, max_points // math.prod(len(values) for values in grid.values()))
     for name, knob in criterion.knobs.items():
         if not knob.integer:
-            grid[name] = [float(v) for v in thresholds(moved, knob, max_points=share)]
+            grid[name] = [float(v) for v in thresholds(_compared(trace, criterion), knob, max_points=max(3, share))]
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def _counts(trace: Trace, knob: Knob) -> list[float]:
+    """Values of a whole-number knob that can make a difference."""
+    if knob.counts == "layers":
+        return [float(layer) for layer in trace.layers if knob.low <= layer <= knob.high]
+    first = int(knob.low)
+    return [float(v) for v in range(first, first + max(1, trace.num_exits - 1)) if v <= knob.high]
+
+
+def _compared(trace: Trace, criterion: Criterion) -> Floats:
+    """[E - 1, U]: what a criterion holds against its fractional knob at every exit but the last, nobody leaving."""
+    units = np.arange(trace.num_units)
+    knobs = {name: np.full(len(units), knob.default) for name, knob in criterion.knobs.items()}
+    state = criterion.start(units)
+    found = np.full((trace.num_exits - 1, len(units)), np.inf)
+    for e, stage in enumerate(trace.stages[:-1]):
+        output = trace.output(e)
+        numbers = criterion.compared(stage, output, state)
+        assert numbers is not None, f"criterion {criterion.name!r} has a fractional knob and compares nothing with it"
+        found[e] = numbers
+        _, state = criterion.step(stage, output, state, knobs)
+    return found
 
 
 def _scored(

@@ -9,7 +9,8 @@ and resamples are sums of the same features. ``offramp.tasks`` says what the met
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from offramp.errors import DataError, KnobError
 from offramp.tasks import make_task
 from offramp.traces.trace import Trace
 
-__all__ = ["Tally", "make_tally"]
+__all__ = ["Tally", "Voices", "make_tally"]
 
 Floats = NDArray[np.float64]
 
@@ -26,6 +27,8 @@ Floats = NDArray[np.float64]
 class Tally(ABC):
     """The sums behind the metrics of one problem type, for one set of labels [U]."""
 
+    counts: ClassVar[bool]
+    """Features are 0 or 1: sums are whole numbers, the same in any order."""
     mains: tuple[str, ...]
     """Metrics that thresholds may be chosen by (better when higher); the first is the usual one."""
     width: int
@@ -38,6 +41,10 @@ class Tally(ABC):
     @abstractmethod
     def metrics(self, sums: Floats) -> dict[str, Floats]:
         """Sums [..., S] -> name -> [...]."""
+
+    def metric(self, sums: Floats, name: str) -> Floats:
+        """One of the metrics: [...]."""
+        return self.metrics(sums)[name]
 
     def means(self, answers: NDArray[Any], metric: str) -> Floats | None:
         """[U] whose mean is the metric (accuracy: right or wrong), or None where it is not a mean over rows."""
@@ -63,13 +70,55 @@ class Tally(ABC):
         return metric or self.mains[0]
 
 
+class Voices:
+    """What V voices (exits, or rules with an answer of their own) add to the sums, where that is 0 or 1.
+
+    A class is said of few units, so nearly all of a column is zeros. Only units where some voice adds to the column are
+    kept: with C classes there is about C times less to add up than in the features written out.
+
+    Args:
+        features: one [U, S] a voice (``Tally.features``).
+    """
+
+    def __init__(self, features: Iterable[Floats]) -> None:
+        table = np.stack([one.T > 0 for one in features], axis=1)  # [S, V, U]
+        self.width = len(table)
+        self._units = [np.flatnonzero(column.any(axis=0)) for column in table]
+        self._said = [column[:, units] for column, units in zip(table, self._units, strict=True)]
+
+    def columns(self, voices: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.bool_]]]:
+        """Each column that is not all zeros: its number, its units [n], and what these add [P, n].
+
+        Args:
+            voices: [P, U]: whose answer each unit has, in P ways.
+        """
+        for number, (units, said) in enumerate(zip(self._units, self._said, strict=True)):
+            if len(units):
+                yield number, units, said[voices[:, units], np.arange(len(units))]
+
+
 def _ratio(above: Floats, below: Floats) -> Floats:
     """Quotient, and 0 where that is 0 / 0."""
     return np.where(below > 0, above / np.where(below > 0, below, 1), 0.0)
 
 
+def _f1(hits: Floats, both: Floats) -> Floats:
+    """Of the second class of two, or the mean over classes that occur: hits and said + true, [..., C] each."""
+    f1 = _ratio(2 * hits, both)
+    return f1[..., 1] if f1.shape[-1] == 2 else _ratio(f1.sum(-1), (both > 0).sum(-1))
+
+
+def _matthews(hits: Floats, said: Floats, true: Floats) -> Floats:
+    n, right = true.sum(-1), hits.sum(-1)
+    by_chance = (said * true).sum(-1)
+    spread = np.sqrt((n**2 - (said**2).sum(-1)) * (n**2 - (true**2).sum(-1)))
+    return _ratio(right * n - by_chance, spread)
+
+
 class _SingleLabel(Tally):
     """Columns: said class c and wrong [C], said c and right [C], truth is c [C]."""
+
+    counts = True
 
     def __init__(self, labels: NDArray[np.int64], classes: int) -> None:
         self.labels, self.classes, self.width = labels, classes, 3 * classes
@@ -83,23 +132,22 @@ class _SingleLabel(Tally):
         return (answers.argmax(axis=-1) == self.labels).astype(np.float64) if metric == "accuracy" else None
 
     def metrics(self, sums: Floats) -> dict[str, Floats]:
+        return {name: self.metric(sums, name) for name in ("accuracy", "f1", "matthews")}
+
+    def metric(self, sums: Floats, name: str) -> Floats:
+        # One at a time: a comparison asks for millions of one metric, and with many classes each takes its time.
         c = self.classes
         hits, true = sums[..., c : 2 * c], sums[..., 2 * c :]
+        if name == "accuracy":
+            return _ratio(hits.sum(-1), true.sum(-1))
         said = sums[..., :c] + hits
-        n, right = true.sum(-1), hits.sum(-1)
-        by_chance = (said * true).sum(-1)
-        spread = np.sqrt((n**2 - (said**2).sum(-1)) * (n**2 - (true**2).sum(-1)))
-        f1 = _ratio(2 * hits, said + true)
-        occur = (said + true > 0).sum(-1)
-        return {
-            "accuracy": _ratio(right, n),
-            "f1": f1[..., 1] if c == 2 else _ratio(f1.sum(-1), occur),
-            "matthews": _ratio(right * n - by_chance, spread),
-        }
+        return _f1(hits, said + true) if name == "f1" else _matthews(hits, said, true)
 
 
 class _MultiLabel(Tally):
     """Columns: label c said and true [C], said [C], true [C]; all labels right [1], rows [1]."""
+
+    counts = True
 
     def __init__(self, labels: NDArray[np.bool_]) -> None:
         self.labels, self.classes = labels.astype(bool), labels.shape[1]
@@ -128,6 +176,8 @@ class _MultiLabel(Tally):
 
 class _Regression(Tally):
     """Columns: rows, x, y, x x, y y, x y; numbers are taken from the labels' mean, so that little cancels."""
+
+    counts = False
 
     def __init__(self, labels: NDArray[np.floating[Any]]) -> None:
         self.centre = float(np.mean(labels, dtype=np.float64)) if len(labels) else 0.0

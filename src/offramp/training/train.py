@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from safetensors.numpy import save_file
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, set_seed
 from transformers.utils import cached_file
@@ -34,6 +33,8 @@ from offramp.tasks import Task, make_task
 from offramp.training.arguments import ExitTrainingArguments, make_arguments
 from offramp.training.data import Examples, TrainingData, load_data, row_hashes
 from offramp.training.finish import write_measured
+from offramp.training.hardness import measure_hardness
+from offramp.training.rows import Collate, Rows
 from offramp.training.trainer import ExitProgress, ExitTrainer, exit_metrics
 from offramp.types import ProblemType
 
@@ -91,7 +92,7 @@ def train(plan: Plan) -> Run:
     check_replaceable(plan.out)
     recipe = load_recipe(plan.recipe).changed(plan.settings)
     work = plan.out.with_name(plan.out.name + ".training")
-    arguments = make_arguments(str(work), plan.arguments, recipe=recipe.arguments)
+    arguments = _arguments(plan, work, recipe, recipe.training[0])
     set_seed(arguments.seed)
     data = load_data(
         plan.data,
@@ -117,8 +118,8 @@ def train(plan: Plan) -> Run:
     history: list[dict[str, Any]] = []
     for number, phase in enumerate(recipe.training, start=1):
         model, log = _run_phase(
-            phase, number, model, arguments, work, plan, task, tokenizer,
-            _Rows(train_rows, data.train.labels), _Rows(dev_rows, data.dev.labels),
+            phase, number, model, _arguments(plan, work, recipe, phase), work, plan, task, tokenizer,
+            Rows(train_rows, data.train.labels), Rows(dev_rows, data.dev.labels),
         )  # fmt: skip
         history += log
     if not main:
@@ -144,6 +145,11 @@ def train(plan: Plan) -> Run:
         write_measured(folder, model, tokenizer, dev_rows, data, recipe, plan.max_drop)
     shutil.rmtree(work, ignore_errors=True)
     return Run.open(plan.out)
+
+
+def _arguments(plan: Plan, work: Path, recipe: Recipe, phase: Phase) -> ExitTrainingArguments:
+    """What was given, over the phase's own, over the recipe's, over our defaults."""
+    return make_arguments(str(work), plan.arguments, recipe={**recipe.arguments, **phase.arguments})
 
 
 def _limited(data: TrainingData, most: int | None, seed: int) -> TrainingData:
@@ -243,7 +249,7 @@ def _model(plan: Plan, recipe: Recipe, data: TrainingData) -> PreTrainedModel:
         head_settings=recipe.head.settings,
         layers=layers,
         pooling=plan.pooling or pretrained_pooling(plan.model),
-        shared=plan.shared,
+        shared=plan.shared or recipe.shared,
         last_exit=plan.last_exit,
         objective=objective.name,
         objective_settings=objective.settings,
@@ -274,39 +280,10 @@ def _say_what_was_cut(rows: Sequence[Encoded], max_length: int) -> None:
         logger.warning("%d of %d training texts are longer than %d tokens and were cut", cut, len(rows), max_length)
 
 
-class _Rows(torch.utils.data.Dataset[dict[str, Any]]):
-    """Encoded rows as Trainer wants them."""
-
-    def __init__(self, rows: Sequence[Encoded], labels: np.ndarray[Any, Any]) -> None:
-        self.rows, self.labels = rows, labels
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self.rows[index]
-        item = {"input_ids": row.tokens, "labels": self.labels[index]}
-        return item if row.token_types is None else {**item, "token_type_ids": row.token_types}
-
-
-@dataclass(frozen=True)
-class _Collate:
-    """Rows to padded tensors."""
-
-    pad_token: int
-
-    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        width = max(len(item["input_ids"]) for item in items)
-        names = [name for name in ("input_ids", "token_type_ids") if name in items[0]]
-        batch = {name: np.zeros((len(items), width), dtype=np.int64) for name in names}
-        batch["input_ids"].fill(self.pad_token)
-        mask = np.zeros((len(items), width), dtype=np.int64)
-        for i, item in enumerate(items):
-            mask[i, : len(item["input_ids"])] = 1
-            for name in names:
-                batch[name][i, : len(item[name])] = item[name]
-        tensors = {name: torch.from_numpy(value) for name, value in (*batch.items(), ("attention_mask", mask))}
-        return {**tensors, "labels": torch.from_numpy(np.stack([item["labels"] for item in items]))}
+def _with_hardness(rows: Rows, model: Any, collate: Collate) -> Rows:
+    """The rows and how hard each of them is, where the objective asks for it."""
+    needs = getattr(model.objective, "needs", None)
+    return rows if needs is None else replace(rows, hardness=measure_hardness(needs, model, rows, collate))
 
 
 def _run_phase(
@@ -318,19 +295,21 @@ def _run_phase(
     plan: Plan,
     task: Task,
     tokenizer: Tokenizer,
-    train_rows: _Rows,
-    dev_rows: _Rows,
+    train_rows: Rows,
+    dev_rows: Rows,
 ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
     """One run of the optimiser, or its result where an interrupted training had finished it."""
     folder = work / f"phase-{number}"
     finished = folder / "finished"
     if finished.is_dir():
         return load_early_exit(finished), json.loads((folder / "history.json").read_text(encoding="utf-8"))
-    model.train()
     model.minimise(phase.objective.name, phase.objective.settings)
-    for which in ("backbone", "heads"):
-        for _, parameter in parameters_of(model, which):
-            parameter.requires_grad_(phase.train in ("all", which))
+    model.requires_grad_(False)
+    for _, parameter in parameters_of(model, phase.train):
+        parameter.requires_grad_(True)
+    model.train()
+    collate = Collate(tokenizer.pad_token)
+    train_rows = _with_hardness(train_rows, model, collate)
     layers = [stage.layers for stage in model.stages]
     _check_metric(arguments.metric_for_best_model, task, layers, dev_rows)
     try:
@@ -340,7 +319,7 @@ def _run_phase(
             args=_phase_arguments(arguments, folder, len(train_rows), plan.arguments),
             train_dataset=train_rows,
             eval_dataset=dev_rows,
-            data_collator=_Collate(tokenizer.pad_token),
+            data_collator=collate,
             compute_metrics=exit_metrics(task, layers),
         )
     except (ValueError, ImportError, RuntimeError) as error:  # a reporter that is not installed, options that clash
@@ -353,8 +332,7 @@ def _run_phase(
     ]
     trainer.add_callback(ExitProgress(task.main_metric))
     trainer.train(resume_from_checkpoint=_last_checkpoint(folder) if plan.resume else None)
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
+    model.requires_grad_(True)
     history = [{"phase": number, **entry} for entry in trainer.state.log_history]
     if trainer.is_world_process_zero() and len(load_recipe(plan.recipe).training) > number:
         (folder / "history.json").write_text(json.dumps(history), encoding="utf-8")
@@ -363,7 +341,7 @@ def _run_phase(
     return model, history
 
 
-def _check_metric(name: str | None, task: Task, layers: Sequence[int], dev_rows: _Rows) -> None:
+def _check_metric(name: str | None, task: Task, layers: Sequence[int], dev_rows: Rows) -> None:
     """Complain now, and not after the first epoch, of a metric that no evaluation gives."""
     known = ["exits_loss", "loss", *task.metrics(dev_rows.labels, dev_rows.labels)]
     known += [f"exit_{layer}_{task.main_metric}" for layer in layers]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,13 +26,13 @@ class ExitTrainer(Trainer):  # type: ignore[misc]
     """Trainer for a model with exits.
 
     Args:
-        moves: whose parameters this phase trains.
+        moves: whose parameters this phase trains: see ``recipes.Phase.train``.
         **kwargs: Trainer's own.
     """
 
     optimizer: torch.optim.Optimizer | None
 
-    def __init__(self, *, moves: Literal["all", "heads", "backbone"] = "all", **kwargs: Any) -> None:
+    def __init__(self, *, moves: str = "all", **kwargs: Any) -> None:
         self.moves = moves
         super().__init__(**kwargs)
 
@@ -52,7 +52,9 @@ class ExitTrainer(Trainer):  # type: ignore[misc]
         if rates[False] is None:
             rates[False] = self.args.learning_rate
         named = [(name, p) for name, p in parameters_of(self.model, self.moves) if p.requires_grad]
-        groups = []
+        groups = self._objective_group()
+        taken = {id(p) for group in groups for p in group["params"]}
+        named = [(name, p) for name, p in named if id(p) not in taken]
         for in_encoder in (True, False):
             for decay in (True, False):
                 params = [p for n, p in named if n.startswith(encoder) == in_encoder and (n in decayed) == decay]
@@ -61,8 +63,18 @@ class ExitTrainer(Trainer):  # type: ignore[misc]
                     groups.append({"params": params, "lr": rates[in_encoder], "weight_decay": weight_decay})
         return groups
 
+    def _objective_group(self) -> list[dict[str, Any]]:
+        """Parameters of the objective itself, where it has a learning rate for them."""
+        objective = self.model.offramp.objective
+        rate = getattr(objective, "learning_rate", None)
+        if rate is None or self.moves not in ("all", "heads"):
+            return []
+        return [{"params": list(objective.parameters()), "lr": rate, "weight_decay": 0.0}]
+
     def training_step(self, model: nn.Module, inputs: Mapping[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """One micro-batch; a loss that is no number ends the training before the optimiser sees it."""
+        exits = self.model.offramp
+        exits.step, exits.progress = self.state.global_step, self.state.global_step / self.state.max_steps
         loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
         _check_number("the loss", loss.item(), f"at step {self.state.global_step + 1}")
         return loss

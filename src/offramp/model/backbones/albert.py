@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from offramp.model.backbones.base import Context, Cut
 
@@ -40,6 +40,10 @@ class AlbertCut(Cut):
     def pool(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         pooled: Tensor = self.encoder.pooler_activation(self.encoder.pooler(hidden[:, 0]))
         return pooled
+
+    def pooler(self) -> nn.Linear | None:
+        dense: nn.Linear = self.encoder.pooler
+        return dense
 
     def head(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         logits: Tensor = self.model.classifier(self.model.dropout(self.pool(hidden, lengths)))

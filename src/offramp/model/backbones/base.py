@@ -99,6 +99,10 @@ class Cut(ABC):
     def head(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         """[B, L, H] of the last layer -> logits [B, C]: the model's own head, whole, its dropouts included."""
 
+    def pooler(self) -> nn.Linear | None:
+        """The dense layer of ``pool``, from which exits with a pooler of their own may start; None: there is none."""
+        return None
+
     def exit_norm(self) -> nn.LayerNorm | None:
         """The model's norm that hidden states of earlier layers need before an exit reads them (pre-norm families).
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from offramp.model.backbones.base import Context, Cut
 
@@ -31,6 +31,10 @@ class BertCut(BertLayers):
     def pool(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         pooled: Tensor = self.encoder.pooler(hidden)
         return pooled
+
+    def pooler(self) -> nn.Linear | None:
+        dense: nn.Linear = self.encoder.pooler.dense
+        return dense
 
     def head(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         logits: Tensor = self.model.classifier(self.model.dropout(self.pool(hidden, lengths)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from offramp.model.backbones.base import Context, Cut, lengths_to_mask
 
@@ -51,6 +51,10 @@ class DebertaV2Cut(Cut):
     def pool(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         pooled: Tensor = self.model.pooler(hidden)
         return pooled
+
+    def pooler(self) -> nn.Linear | None:
+        dense: nn.Linear = self.model.pooler.dense
+        return dense
 
     def head(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         logits: Tensor = self.model.classifier(self.model.dropout(self.pool(hidden, lengths)))

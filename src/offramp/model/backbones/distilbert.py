@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from offramp.model.backbones.base import Context, Cut
 
@@ -27,6 +27,10 @@ class DistilBertCut(Cut):
 
     def pool(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         return torch.relu(self.model.pre_classifier(hidden[:, 0]))
+
+    def pooler(self) -> nn.Linear | None:
+        dense: nn.Linear = self.model.pre_classifier
+        return dense
 
     def head(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         logits: Tensor = self.model.classifier(self.model.dropout(self.pool(hidden, lengths)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from offramp.model.backbones.bert import BertLayers
 
@@ -26,6 +26,10 @@ class ElectraCut(BertLayers):
         classifier = self.model.classifier
         pooled: Tensor = classifier.activation(classifier.dense(classifier.dropout(hidden[:, 0])))
         return pooled
+
+    def pooler(self) -> nn.Linear | None:
+        dense: nn.Linear = self.model.classifier.dense
+        return dense
 
     def head(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         logits: Tensor = self.model.classifier(hidden)

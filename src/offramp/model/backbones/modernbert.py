@@ -56,6 +56,10 @@ class ModernBertCut(Cut):
         pooled: Tensor = self.model.head(summary)
         return pooled
 
+    def pooler(self) -> nn.Linear | None:
+        dense: nn.Linear = self.model.head.dense
+        return dense
+
     def head(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         logits: Tensor = self.model.classifier(self.model.drop(self.pool(hidden, lengths)))
         return logits

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from offramp.model.backbones.bert import BertLayers
 
@@ -20,6 +20,10 @@ class RobertaCut(BertLayers):
     def pool(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         classifier = self.model.classifier
         return torch.tanh(classifier.dense(classifier.dropout(hidden[:, 0])))
+
+    def pooler(self) -> nn.Linear | None:
+        dense: nn.Linear = self.model.classifier.dense
+        return dense
 
     def head(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         logits: Tensor = self.model.classifier(hidden)

@@ -12,10 +12,7 @@ from torch import Tensor, nn
 from offramp.settings import check_number
 from offramp.types import ProblemType
 
-__all__ = ["Head", "HeadOutput", "Pool", "Surroundings", "make_dropout"]
-
-Pool = Callable[[Tensor, Tensor], Tensor]
-"""(hidden [B, L, H], lengths [B]) -> [B, pooled size]."""
+__all__ = ["Head", "HeadOutput", "Reader", "Surroundings", "make_dropout"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +26,20 @@ class Surroundings:
     problem_type: ProblemType
     dropout: float
     """The backbone's own classifier dropout, unless a head's settings say otherwise."""
+    place: int = 0
+    """Of this exit among the model's exits, from 0."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What a head may use of the model around it, call by call."""
+
+    pool: Callable[[Tensor, Tensor], Tensor]
+    """(hidden [B, L, H], lengths [B]) -> [B, pooled size]: the pooling chosen for this model."""
+    own: Callable[[Tensor, Tensor], Tensor] | None = None
+    """(hidden, lengths) -> [B, C]: the model's own head, whole."""
+    common: nn.Module | None = None
+    """What all heads of the model share: ``Head.common``."""
 
 
 def make_dropout(around: Surroundings, dropout: float | None) -> nn.Dropout:
@@ -60,6 +71,21 @@ class Head(nn.Module, ABC):
     remembers: ClassVar[bool] = False
     """It reads ``memory``, so that no exit before it may be skipped."""
 
+    own_pooler: ClassVar[bool] = False
+    """It has a pooler of its own, so the model hands it the first token's vector instead of the backbone's pooling."""
+
+    @classmethod
+    def common(cls, around: Surroundings) -> nn.Module | None:
+        """A module that all exits of a model share; it is made once and comes with every call."""
+        return None
+
+    def inherit(self, pooler: nn.Linear | None) -> None:
+        """Start from weights of the pretrained encoder. Called once, after fresh weights were drawn.
+
+        Args:
+            pooler: the dense layer of the backbone's own pooler; None where the family has none.
+        """
+
     def extras(self) -> dict[str, int]:
         """Names of the extras it gives -> their width (0: one number a text)."""
         return {}
@@ -77,13 +103,13 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, hidden: Tensor, lengths: Tensor, pool: Pool, memory: Mapping[str, Tensor]
+        self, hidden: Tensor, lengths: Tensor, reader: Reader, memory: Mapping[str, Tensor]
     ) -> tuple[HeadOutput, Mapping[str, Tensor]]:
         """What this exit says.
 
         Args:
             hidden: [B, L, H] after the layer; padding on the right may hold anything.
             lengths: [B].
-            pool: the pooling chosen for this model.
+            reader: the pooling chosen for this model, and what else of it a head may use.
             memory: what heads before it left for it, name -> first axis the row.
         """

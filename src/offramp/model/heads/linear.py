@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from offramp.model.heads.base import Head, HeadOutput, Pool, Surroundings, make_dropout
+from offramp.model.heads.base import Head, HeadOutput, Reader, Surroundings, make_dropout
 
 __all__ = ["Linear"]
 
@@ -24,6 +24,6 @@ class Linear(Head):
         self.classifier = nn.Linear(around.pooled_size, around.num_outputs)
 
     def forward(
-        self, hidden: Tensor, lengths: Tensor, pool: Pool, memory: Mapping[str, Tensor]
+        self, hidden: Tensor, lengths: Tensor, reader: Reader, memory: Mapping[str, Tensor]
     ) -> tuple[HeadOutput, Mapping[str, Tensor]]:
-        return HeadOutput(self.classifier(self.dropout(pool(hidden, lengths)))), memory
+        return HeadOutput(self.classifier(self.dropout(reader.pool(hidden, lengths)))), memory

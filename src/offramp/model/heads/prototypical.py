@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from offramp.model.heads.base import Head, HeadOutput, Pool, Surroundings, make_dropout
+from offramp.model.heads.base import Head, HeadOutput, Reader, Surroundings, make_dropout
 from offramp.model.prototypes import Prototypes
 from offramp.settings import check_choice, check_number
 
@@ -105,9 +105,9 @@ class Prototypical(Head):
         self.prototypes.advance()
 
     def forward(
-        self, hidden: Tensor, lengths: Tensor, pool: Pool, memory: Mapping[str, Tensor]
+        self, hidden: Tensor, lengths: Tensor, reader: Reader, memory: Mapping[str, Tensor]
     ) -> tuple[HeadOutput, Mapping[str, Tensor]]:
-        pooled = pool(hidden, lengths)
+        pooled = reader.pool(hidden, lengths)
         logits = self.classifier(self.dropout(pooled))
         embedded = self.network(hidden, lengths) if self.kind == "attention" else self.network(pooled)
         # float32 whatever autocast says: bfloat16 distances of near points have no digits left.
