@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -13,29 +14,14 @@ from offramp.traces.curves import full_depth, measure
 from offramp.traces.replay import replay
 from offramp.traces.trace import Trace
 
+MakeTrace = Callable[..., Trace]
 
-def example(kind: str = "single_label_classification", *, units: int = 60, seed: int = 0, extras: bool = True) -> Trace:
-    rng = np.random.default_rng(seed)
-    width = 1 if kind == "regression" else 3
-    labels = {
-        "single_label_classification": rng.integers(3, size=units),
-        "multi_label_classification": rng.random((units, 3)) > 0.6,
-        "regression": rng.normal(size=units).astype(np.float32),
-    }[kind]
-    truth = np.eye(3)[labels] if labels.ndim == 1 and width == 3 else labels.reshape(units, width)
-    logits = [truth * (e + 1) + rng.normal(size=(units, width)) for e in range(4)]
-    return Trace(
-        logits=np.array(logits, dtype=np.float32),
-        layers=np.arange(1, 5),
-        lengths=np.ones(units, dtype=np.int64),
-        problem_type=kind,  # type: ignore[arg-type]
-        id2label={c: str(c) for c in range(width)},
-        extras={"distances": rng.gamma(2, size=(4, units, width)).astype(np.float32)} if extras else {},
-        labels=labels,
-        runtime="fake",
-        batch_size=8,
-        hashes=rng.integers(2**62, size=units).astype(np.uint64),
-    )
+
+def with_more(trace: Trace, *names: str) -> Trace:
+    """The trace with made-up extras of one number a unit."""
+    rng = np.random.default_rng(1)
+    shape = trace.logits.shape[:2]
+    return replace(trace, extras={**trace.extras, **{name: rng.random(shape, dtype=np.float32) for name in names}})
 
 
 def every_outcome(trace: Trace, criterion: Criterion) -> list[dict[str, float]]:
@@ -47,7 +33,7 @@ def every_outcome(trace: Trace, criterion: Criterion) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("name", ["entropy", "confidence", "edr"])
 @pytest.mark.parametrize("max_drop", [0.0, 1.0, 5.0, 100.0])
-def test_fastest_that_loses_little(name: str, max_drop: float) -> None:
+def test_fastest_that_loses_little(example: MakeTrace, name: str, max_drop: float) -> None:
     trace, criterion = example(), make(name)
     point = choose(trace, criterion, max_drop=max_drop)
     floor = full_depth(trace)["accuracy"] - max_drop / 100
@@ -58,7 +44,7 @@ def test_fastest_that_loses_little(name: str, max_drop: float) -> None:
 
 @pytest.mark.parametrize("name", ["entropy", "confidence", "edr"])
 @pytest.mark.parametrize("speedup", [1.0, 1.3, 2.0, 4.0])
-def test_most_accurate_that_is_fast_enough(name: str, speedup: float) -> None:
+def test_most_accurate_that_is_fast_enough(example: MakeTrace, name: str, speedup: float) -> None:
     trace, criterion = example(), make(name)
     point = choose(trace, criterion, speedup=speedup)
     assert point.measured["layer_speedup"] >= speedup - 1e-9
@@ -70,8 +56,8 @@ def test_most_accurate_that_is_fast_enough(name: str, speedup: float) -> None:
 
 
 @pytest.mark.parametrize("kind", ["single_label_classification", "multi_label_classification", "regression"])
-def test_a_point_can_be_made_again(kind: str) -> None:
-    trace = example(kind)
+def test_a_point_can_be_made_again(example: MakeTrace, kind: str) -> None:
+    trace = with_more(example(kind), "gate", "null_space")
     for name, grid in candidates(trace):
         for setting in grid[-1:]:
             point = choose(trace, make(name, **setting), speedup=1.2, chosen_on="dev")
@@ -84,7 +70,7 @@ def test_a_point_can_be_made_again(kind: str) -> None:
             assert (point.measured["n"], point.chosen_on, point.runtime, point.batch_size) == (60, "dev", "fake", 8)
 
 
-def test_given_knobs_are_measured() -> None:
+def test_given_knobs_are_measured(example: MakeTrace) -> None:
     trace = example()
     point = choose(trace, make("patience"), knobs={"patience": 2}, name="mine")
     assert point.name == "mine"
@@ -94,13 +80,13 @@ def test_given_knobs_are_measured() -> None:
         choose(trace, make("patience"), knobs={"patience": 0})
 
 
-def test_another_metric() -> None:
+def test_another_metric(example: MakeTrace) -> None:
     point = choose(example(), make("entropy"), speedup=1.5, metric="matthews")
     assert point.measured["metric"] == "matthews"
     assert point.measured["score"] == point.measured["metrics"]["matthews"]
 
 
-def test_wishes_that_cannot_be_met() -> None:
+def test_wishes_that_cannot_be_met(example: MakeTrace) -> None:
     trace = example()
     with pytest.raises(KnobError, match=r"speed-up of 1\.\d\d at most"):
         choose(trace, make("patience"), speedup=3)  # patience needs two exits
@@ -115,7 +101,7 @@ def test_wishes_that_cannot_be_met() -> None:
         choose(replace(trace, labels=None), make("entropy"), speedup=2)
 
 
-def test_data_hash_knows_rows_not_their_order() -> None:
+def test_data_hash_knows_rows_not_their_order(example: MakeTrace) -> None:
     trace = example()
     hashes = [choose(t, make("entropy"), speedup=1).data_hash for t in (trace, trace.select(np.arange(60)[::-1]))]
     assert hashes[0] == hashes[1]
@@ -123,11 +109,19 @@ def test_data_hash_knows_rows_not_their_order() -> None:
     assert choose(replace(trace, hashes=None), make("entropy"), speedup=1).data_hash is None
 
 
-def test_candidates_fit_the_trace() -> None:
+def test_candidates_fit_the_trace(example: MakeTrace) -> None:
     names = {name for name, _ in candidates(example())}
-    assert {"entropy", "confidence", "patience", "dr", "edr", "depth"} <= names
+    plain = {"entropy", "confidence", "patience", "energy", "patience_entropy", "divergence", "window"}
+    assert {"confidence_fallback", "depth", "dr", "edr"} | plain <= names
     assert {name for name, _ in candidates(example(extras=False))} == names - {"dr", "edr"}
+    assert {name for name, _ in candidates(with_more(example(), "gate"))} == names | {"gate"}
+    assert {name for name, _ in candidates(with_more(example(), "null_space"))} == names | {"cap"}
     assert {name for name, _ in candidates(example("regression"))} == {"patience_delta", "depth"}
+    assert {name for name, _ in candidates(with_more(example("regression"), "gate"))} == {
+        "patience_delta",
+        "depth",
+        "gate",
+    }
     assert "patience_delta" not in names
     assert [s["lam"] for s in dict(candidates(example()))["edr"]] == list(LAMBDAS)
     for name, grid in candidates(example("multi_label_classification")):

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from offramp.criteria import make
+from offramp.traces.replay import replay
+from offramp.traces.trace import Trace
 from offramp.types import ExitOutput, Stage
 
 
@@ -38,3 +44,23 @@ def test_labels_agree_as_a_set() -> None:
 def test_a_jump_starts_the_count_again(patience: int, layer: int) -> None:
     numbers = [[1.0], [1.05], [2.0], [2.05], [2.0]]
     assert first_to_fire("patience_delta", "regression", numbers, delta=0.1, patience=patience) == layer
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=30, deadline=None)
+def test_earliest_exit_and_full_depth(make_trace: Callable[..., Trace], seed: int) -> None:
+    trace = make_trace(seed)
+    for patience in range(1, trace.num_exits + 3):
+        exits = replay(trace, make("patience"), {"patience": patience}).exits
+        assert (exits + 1 >= min(patience + 1, trace.num_exits)).all(), "patience + 1 equal answers"
+        if patience >= trace.num_exits - 1:
+            assert (exits == trace.num_exits - 1).all()
+
+
+@given(seed=st.integers(0, 10_000), patience=st.integers(1, 7))
+@settings(max_examples=30, deadline=None)
+def test_no_number_moves_less_than_nothing(make_trace: Callable[..., Trace], seed: int, patience: int) -> None:
+    trace = make_trace(seed, "regression")
+    criterion = make("patience_delta", problem_type="regression")
+    exits = replay(trace, criterion, {"delta": 0.0, "patience": patience}).exits
+    assert (exits == trace.num_exits - 1).all()

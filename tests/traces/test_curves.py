@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.calibration.sweep import candidates
-from offramp.criteria import Scored, make
+from offramp.criteria import Criterion, Scored, make
 from offramp.errors import DataError, KnobError, UnsupportedError
 from offramp.tasks import make_task
 from offramp.traces.curves import (
@@ -53,13 +53,17 @@ def example(
     logits = [truth * (e + 1) * ease + rng.normal(size=(units, width)) * (1.5 - 0.2 * e) for e in range(exits)]
     distances = rng.gamma(2, size=(exits, units, width)).astype(np.float32)
     distances[-1] = np.nan
+
+    def share(rng: np.random.Generator) -> np.ndarray:
+        return rng.random((exits, units)).astype(np.float32)
+
     return Trace(
         logits=np.array(logits, dtype=np.float32),
         layers=np.cumsum(rng.integers(1, 3, size=exits)),
         lengths=rng.integers(1, 40, size=units),
         problem_type=kind,  # type: ignore[arg-type]
         id2label={c: str(c) for c in range(width)},
-        extras={"distances": distances},
+        extras={"distances": distances, "gate": share(rng), "null_space": share(rng)},
         labels=labels,
     )
 
@@ -172,11 +176,55 @@ def test_thinned_thresholds_spread_over_the_units() -> None:
     assert between.max() < 2.5 * 5000 / 50
 
 
+def not_scored(trace: Trace) -> list[Criterion]:
+    rules = [make(name, **grid[0]) for name, grid in candidates(trace)]
+    return [rule for rule in rules if not isinstance(rule, Scored)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_criterion_that_is_not_scored_has_a_grid_from_full_depth_to_its_fastest(kind: str) -> None:
+    trace = example(kind)
+    for criterion in not_scored(trace):
+        grid = knob_grid(trace, criterion)
+        assert len(grid) <= 600
+        assert len({tuple(point.items()) for point in grid}) == len(grid)
+        assert all(set(point) == set(criterion.knobs) for point in grid)
+        exits = [replay(trace, criterion, dict(point)).exits for point in grid]
+        assert max(found.min() for found in exits) == trace.num_exits - 1, f"{criterion.name} at its slowest"
+        ends = {name: knob.high if knob.faster == "up" else knob.low for name, knob in criterion.knobs.items()}
+        fastest = replay(trace, criterion, {name: min(value, 1e9) for name, value in ends.items()})
+        assert min(found.max() for found in exits) == fastest.exits.max(), f"{criterion.name} at its fastest"
+        means = np.unique([found.mean() for found in exits])
+        assert len(means) >= min(len(grid), trace.num_exits - 1), f"{criterion.name} has steps in between"
+
+
+@pytest.mark.parametrize(("name", "most"), [("confidence_fallback", 100), ("divergence", 60), ("window", 60)])
+def test_a_grid_takes_midpoints_of_what_is_compared(name: str, most: int) -> None:
+    trace, criterion = example(units=400), make(name)
+    grid = knob_grid(trace, criterion, max_points=most if name == "confidence_fallback" else 600)
+    values = sorted({point["threshold"] for point in grid})
+    assert 40 <= len(values) <= most
+    numbers, state = [], criterion.start(np.zeros(400))
+    knobs = {name: np.full(400, knob.default) for name, knob in criterion.knobs.items()}
+    for e, stage in enumerate(trace.stages[:-1]):
+        numbers.append(criterion.compared(stage, trace.output(e), state))
+        _, state = criterion.step(stage, trace.output(e), state, knobs)
+    observed = np.array(numbers)[np.isfinite(numbers)]
+    assert not np.isin(values[1:], observed).any()
+    between = np.histogram(observed, bins=values)[0]
+    assert between.sum() == observed.size
+    assert between.max() < 3 * observed.size / len(values), "spread over the units"
+
+
 def test_other_criteria_are_replayed_on_a_grid() -> None:
     trace = example("regression")
     grid = knob_grid(trace, make("patience_delta"), max_points=50)
     moved = np.abs(np.diff(trace.logits, axis=0))
-    assert {point["patience"] for point in grid} == set(range(1, trace.num_layers + 1))
+    assert {point["patience"] for point in grid} == set(range(1, trace.num_exits))
+    assert [point["layers"] for point in knob_grid(trace, make("depth", problem_type="regression"))] == [
+        float(layer) for layer in trace.layers
+    ]
+    assert {point["window"] for point in knob_grid(example(), make("window"))} == set(range(2, trace.num_exits + 1))
     deltas = sorted({point["delta"] for point in grid})
     assert deltas[0] == 0
     assert deltas[-1] > moved.max()

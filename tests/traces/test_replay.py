@@ -30,8 +30,10 @@ def traces(draw: st.DrawFn, kind: ProblemType) -> Trace:
     shape = (exits, units, classes)
     numbers = draw(st.lists(VALUES, min_size=int(np.prod(shape)), max_size=int(np.prod(shape))))
     distances = np.abs(np.roll(numbers, 3)).reshape(shape).astype(np.float32)
+    share = 1 / (1 + distances[:, :, 0])
+    extras = {"distances": distances, "gate": share, "null_space": 1 - share}
     if draw(st.booleans()):
-        distances[-1] = np.nan
+        extras = {name: np.concatenate([v[:-1], np.full_like(v[-1:], np.nan)]) for name, v in extras.items()}
     layers = np.cumsum(draw(st.lists(st.integers(1, 3), min_size=exits, max_size=exits)))
     return Trace(
         logits=np.array(numbers, dtype=np.float32).reshape(shape),
@@ -39,7 +41,7 @@ def traces(draw: st.DrawFn, kind: ProblemType) -> Trace:
         lengths=np.ones(units, dtype=np.int64),
         problem_type=kind,
         id2label={c: str(c) for c in range(classes)},
-        extras={"distances": distances},
+        extras=extras,
     )
 
 
@@ -48,14 +50,14 @@ def slow(trace: Trace, criterion: Criterion, knobs: dict[str, np.ndarray]) -> tu
     for unit in range(trace.num_units):
         state = criterion.start(np.zeros(1))
         for e, stage in enumerate(trace.stages):
-            if e == trace.num_exits - 1:
+            if stage.is_last and not criterion.needs <= trace.gives(e):
                 exits.append(e)
                 answers[unit] = trace.logits[e, unit]
                 break
             one = slice(unit, unit + 1)
             output = ExitOutput(trace.logits[e, one], {n: v[e, one] for n, v in trace.extras.items()})
             decision, state = criterion.step(stage, output, state, {n: v[one] for n, v in knobs.items()})
-            if decision.leave[0]:
+            if decision.leave[0] or stage.is_last:
                 exits.append(e)
                 answers[unit] = decision.answer[0]
                 break

@@ -187,5 +187,5 @@ def at_exit(name: str, values: tuple[float, ...], stage: Stage) -> float:
     exits = stage.index + 1
     if len(values) < exits or (stage.is_last and len(values) > exits):
         more = "" if stage.is_last else " or more"
-        raise KnobError(f"{name} holds {len(values)} numbers, and this model has {exits}{more} exits: give one for each")
+        raise KnobError(f"{name} holds {len(values)} numbers and this model has {exits}{more} exits: give one for each")
     return values[stage.index]

@@ -53,7 +53,8 @@ class Entropy(Scored):
     """
 
     scale: tuple[float, ...] = ()
-    """One number above 0 for each exit; empty: the same threshold for all."""
+    """One number above 0 for each exit; empty: the same threshold for all. Only the numbers' ratios matter: with a
+    smallest of 1 the threshold can open every exit."""
 
     name: ClassVar[str] = "entropy"
     summary: ClassVar[str] = "normalised entropy of the exit's distribution is low"

@@ -31,7 +31,7 @@ class PatienceEntropy(Criterion):
 
     ensemble: Ensemble = "last"
     """Who answers: ``last``, the exit that is left at; ``run``, the mean of the probabilities over the sure exits in a
-    row that end here (none: this exit alone); ``all``, the mean over all exits passed. The last exit is no exception."""
+    row that end here (none: this exit alone); ``all``, the mean over all exits passed. The last exit too answers so."""
 
     name: ClassVar[str] = "patience_entropy"
     summary: ClassVar[str] = "several exits in a row are sure (PCEE-BERT)"

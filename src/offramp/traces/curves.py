@@ -143,10 +143,11 @@ def knob_grid(trace: Trace, criterion: Criterion, *, max_points: int = 600) -> l
     Args:
         trace: its labels are not read.
         criterion: one that fits the trace, with one fractional knob at most.
-        max_points: combinations, roughly; never more than 60 values of a knob that others are combined with.
+        max_points: combinations, roughly; a fractional knob never takes more than 300 values, or 60 where there are
+            others: each combination is a replay.
     """
     grid = {name: _counts(trace, knob) for name, knob in criterion.knobs.items() if knob.integer}
-    share = max_points if not grid else min(60, max_points // math.prod(len(values) for values in grid.values()))
+    share = min(60 if grid else 300, max_points // math.prod(len(values) for values in grid.values()))
     for name, knob in criterion.knobs.items():
         if not knob.integer:
             grid[name] = [float(v) for v in thresholds(_compared(trace, criterion), knob, max_points=max(3, share))]
@@ -199,8 +200,9 @@ def _scored(
             sums += np.bincount(cells.ravel(), weights=sign * amounts.ravel(), minlength=sums.size)
     last = tally.features(trace.logits[-1]).sum(0)
     depth = trace.num_layers
-    fraction = 1 + np.cumsum(layers[:count]) / (depth * trace.num_units)
-    token_fraction = 1 + np.cumsum(tokens[:count]) / (depth * max(weights.sum(), 1))
+    whole = float(trace.layers[-1]) / depth  # more than 1 where smaller models run before the full one
+    fraction = whole + np.cumsum(layers[:count]) / (depth * trace.num_units)
+    token_fraction = whole + np.cumsum(tokens[:count]) / (depth * max(weights.sum(), 1))
     totals = last + np.cumsum(sums.reshape(count + 1, tally.width)[:count], axis=0)
     return {"threshold": values}, totals, fraction, token_fraction
 

@@ -20,7 +20,7 @@ __all__ = ["Overthinking", "confusion", "overthinking"]
 
 
 def confusion(trace: Trace, *, z_scored: bool = False) -> NDArray[np.float64]:
-    """How far the early exits are from the last one: sum over them of ||p_last - p_early||_1. High values predict error.
+    """How far the early exits are from the last one: sum over them of ||p_last - p_early||_1; high predicts error.
 
     Args:
         trace: labels are not needed.
