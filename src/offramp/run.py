@@ -146,6 +146,9 @@ def replace_folder(target: str | Path) -> Iterator[Path]:
     Where it does not - an error, no space left, Ctrl-C - ``target`` stays as it was and the temporary folder is
     removed.
 
+    Where a process was killed, the next replacement (or ``Run.open``) puts back what it had moved aside, and removes
+    its temporary folder. Processes are looked for on this machine: two machines must not replace one shared folder.
+
     Raises:
         RunError: ``target`` exists and is no run folder: it is not ours to replace.
     """
@@ -156,9 +159,9 @@ def replace_folder(target: str | Path) -> Iterator[Path]:
     staging, old = (target.with_name(f"{target.name}.{kind}-{os.getpid()}") for kind in ("tmp", "old"))
     for left in _left_behind(target, "tmp"):
         shutil.rmtree(left, ignore_errors=True)
+    staging.mkdir()
     _BUSY.add(target.absolute())
     try:
-        staging.mkdir()
         yield staging
         _open_to_others(staging)
         if target.exists():
@@ -209,7 +212,7 @@ def _left_behind(target: Path, kind: str) -> list[Path]:
     """Those of them whose process is no more."""
     found = []
     for path in _beside(target, kind):
-        process = path.name.rpartition("-")[2]
+        process = path.name.removeprefix(f"{target.name}.{kind}-")
         if process.isdecimal() and not _runs(int(process), target):
             found.append(path)
     return found

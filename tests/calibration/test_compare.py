@@ -3,48 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from offramp.calibration.compare import compare
+from offramp.calibration.compare import _Bench, compare
 from offramp.calibration.sweep import LAMBDAS, candidates
 from offramp.criteria import make
 from offramp.criteria.base import Scored
 from offramp.errors import DataError, KnobError
 from offramp.traces.curves import area, curve, knob_grid, measure, thresholds
 from offramp.traces.replay import Outcome, replay, running_minimum, scores
-from offramp.traces.tally import make_tally
+from offramp.traces.tally import Voices, make_tally
 from offramp.traces.trace import Trace
 
+MakeTrace = Callable[..., Trace]
 KINDS = ("single_label_classification", "multi_label_classification", "regression")
-
-
-def example(
-    kind: str = "single_label_classification", *, units: int = 60, exits: int = 4, seed: int = 0, extras: bool = True
-) -> Trace:
-    rng = np.random.default_rng(seed)
-    width = 1 if kind == "regression" else 3
-    labels = {
-        "single_label_classification": rng.integers(3, size=units),
-        "multi_label_classification": rng.random((units, 3)) > 0.6,
-        "regression": rng.normal(size=units).astype(np.float32),
-    }[kind]
-    truth = np.eye(3)[labels] if labels.ndim == 1 and width == 3 else labels.reshape(units, width)
-    ease = rng.random((units, 1)) * 2
-    logits = [truth * (e + 1) * ease + rng.normal(size=(units, width)) for e in range(exits)]
-    distances = rng.gamma(2, size=(exits, units, width)).astype(np.float32)
-    distances[-1] = np.nan
-    return Trace(
-        logits=np.array(logits, dtype=np.float32),
-        layers=np.arange(1, exits + 1),
-        lengths=rng.integers(1, 30, size=units),
-        problem_type=kind,  # type: ignore[arg-type]
-        id2label={c: str(c) for c in range(width)},
-        extras={"distances": distances} if extras else {},
-        labels=labels,
-    )
 
 
 def row_of(result: dict[str, Any], name: str) -> dict[str, Any]:
@@ -99,16 +76,19 @@ def slow_cells(
 
 
 @pytest.mark.parametrize(
-    ("kind", "metric"),
+    ("kind", "metric", "classes"),
     [
-        ("single_label_classification", "accuracy"),
-        ("single_label_classification", "matthews"),
-        ("multi_label_classification", "f1_micro"),
-        ("regression", "pearson"),
+        ("single_label_classification", "accuracy", 3),
+        ("single_label_classification", "matthews", 3),
+        ("single_label_classification", "f1", 2),
+        ("single_label_classification", "f1", 8),
+        ("multi_label_classification", "f1_micro", 3),
+        ("multi_label_classification", "f1_macro", 5),
+        ("regression", "pearson", 3),
     ],
 )
-def test_equals_the_slow_twin(kind: str, metric: str) -> None:
-    trace = example(kind, units=21)
+def test_equals_the_slow_twin(example: MakeTrace, kind: str, metric: str, classes: int) -> None:
+    trace = example(kind, units=21, classes=classes)
     targets, splits, seed = (1.3, 2.0, 3.0), 2, 5
     result = compare(trace, targets=targets, splits=splits, seed=seed, resamples=20, metric=metric)
     for name, settings in candidates(trace):
@@ -121,18 +101,63 @@ def test_equals_the_slow_twin(kind: str, metric: str) -> None:
                 assert cell["layer_speedup"] == pytest.approx(expected[1], abs=1e-6)
 
 
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize(
+    ("kind", "metric"),
+    [
+        ("single_label_classification", "f1"),
+        ("single_label_classification", "matthews"),
+        ("multi_label_classification", "f1_macro"),
+    ],
+)
+def test_counts_column_by_column_are_those_of_all_features(
+    example: MakeTrace, kind: str, metric: str, tokens: int
+) -> None:
+    """Halves and resamples of what is said, where a metric is made of counts: not a bit differs."""
+    trace = example(kind, units=30, classes=9)
+    trace = replace(trace, lengths=trace.lengths[: 30 // tokens], offsets=np.arange(0, 31, tokens), hashes=None)
+    bench = _Bench(trace, make_tally(trace), metric, splits=4, seed=0, resamples=70)
+    fast, slow = bench.table(trace.logits), np.stack([bench.features(logits) for logits in trace.logits])
+    assert isinstance(fast, Voices)
+    voices = np.random.default_rng(1).integers(trace.num_exits, size=(4, trace.num_units))
+    np.testing.assert_array_equal(bench.summed(fast, voices), bench.summed(slow, voices))
+    np.testing.assert_array_equal(bench.halved(fast, voices), bench.halved(slow, voices))
+    samples = bench.samples(fast, voices)
+    np.testing.assert_array_equal(samples, bench.samples(slow, voices))
+    assert samples.shape == (70,)
+    assert samples.std() > 0
+
+
+def test_progress(example: MakeTrace) -> None:
+    calls: list[tuple[int, int]] = []
+    trace = example()
+    result = compare(trace, splits=2, resamples=5, progress=lambda done, total: calls.append((done, total)))
+    count = len(result["rows"])
+    assert calls == [(done, count) for done in range(count + 1)]
+    assert result == compare(trace, splits=2, resamples=5)
+
+    def enough(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(trace, splits=2, resamples=5, progress=enough)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_form_of_the_result(kind: str) -> None:
+def test_form_of_the_result(example: MakeTrace, kind: str) -> None:
     trace = example(kind)
     result = compare(trace, splits=4, resamples=30)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
-    names = [row["name"] for row in result["rows"]]
-    expected = {
-        "single_label_classification": ["entropy", "confidence", "patience", "dr", "edr", "edr (lam 1)", "static"],
-        "multi_label_classification": ["entropy", "confidence", "patience", "static"],
-        "regression": ["patience_delta", "static"],
+    usual = {
+        "single_label_classification": ["entropy", "confidence", "patience", "dr", "edr", "edr (lam 1)"],
+        "multi_label_classification": ["entropy", "confidence", "patience"],
+        "regression": [],
     }[kind]
-    assert names == expected
+    *rules, last = [row["name"] for row in result["rows"]]
+    assert (rules[: len(usual)], last) == (usual, "static")
+    fitting = {name for name, _ in candidates(trace)} - {"depth"}
+    assert {row["criterion"] for row in result["rows"][:-1]} == fitting, "new criteria stand between the two"
     assert result["baseline"] == ("static" if kind == "regression" else "entropy")
     assert (result["oracle"] is None) == (kind == "regression")
     assert [one["layer"] for one in result["exits"]] == [1, 2, 3, 4]
@@ -148,19 +173,19 @@ def test_form_of_the_result(kind: str) -> None:
             make(row["criterion"], **cell["settings"])
 
 
-def test_the_baseline_does_not_differ_from_itself() -> None:
+def test_the_baseline_does_not_differ_from_itself(example: MakeTrace) -> None:
     for cell in row_of(compare(example(), splits=3, resamples=20), "entropy")["cells"]:
         assert cell["against_baseline"] == {"mean": 0, "interval": [0, 0]}
 
 
-def test_same_seed_same_result() -> None:
+def test_same_seed_same_result(example: MakeTrace) -> None:
     trace = example()
     one, two, three = (compare(trace, splits=3, resamples=20, seed=seed) for seed in (1, 1, 2))
     assert one == two
     assert one["rows"] != three["rows"]
 
 
-def test_areas() -> None:
+def test_areas(example: MakeTrace) -> None:
     """A row's area is that of settings chosen on the other half: below what choosing in hindsight would give."""
     trace = example(units=40)
     result = compare(trace, targets=(), splits=20, resamples=2)
@@ -172,16 +197,17 @@ def test_areas() -> None:
     assert many["area"] < max(a["area"] for a in many["areas"])
 
 
-def test_not_reached() -> None:
+def test_not_reached(example: MakeTrace) -> None:
     result = compare(example(), targets=(1.1, 3.0), splits=3, resamples=20)
     assert row_of(result, "patience")["cells"][1] is None, "patience needs two of four exits"
     assert row_of(result, "static")["cells"][1] is not None
     assert result["histogram"]["shares"]["patience"] is not None
 
 
-def test_without_distances() -> None:
+def test_without_distances(example: MakeTrace) -> None:
     names = [row["name"] for row in compare(example(extras=False), splits=2, resamples=10)["rows"]]
-    assert names == ["entropy", "confidence", "patience", "static"]
+    assert names[:3] == ["entropy", "confidence", "patience"]
+    assert not {"dr", "edr"} & set(names)
 
 
 def known(units: int, seed: int) -> Trace:
@@ -245,7 +271,7 @@ def test_interval_covers_the_truth() -> None:
     assert covered >= 16
 
 
-def test_texts_of_many_units_stay_whole() -> None:
+def test_texts_of_many_units_stay_whole(example: MakeTrace) -> None:
     """Tokens of one text are in one half and are drawn together."""
     one = example(units=20)
     many = Trace(
@@ -267,7 +293,7 @@ def test_texts_of_many_units_stay_whole() -> None:
                 assert x["interval"] == pytest.approx(y["interval"], abs=1e-5)
 
 
-def test_examples() -> None:
+def test_examples(example: MakeTrace) -> None:
     trace = example()
     examples = compare(trace, splits=3, resamples=10)["examples"]
     easiest, hardest = examples["easiest"], examples["hardest"]
@@ -278,7 +304,7 @@ def test_examples() -> None:
         assert one["label"] == str(trace.labels_known()[one["index"]])
 
 
-def test_what_is_refused() -> None:
+def test_what_is_refused(example: MakeTrace) -> None:
     trace = example()
     with pytest.raises(KnobError, match="1 or more"):
         compare(trace, targets=(0.5,))

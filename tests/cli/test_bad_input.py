@@ -83,11 +83,20 @@ def test_data_to_evaluate(
     assert message in cli("evaluate", trained, "--data", rows(content, name), "--rounds", 0).error
 
 
+def assert_refused_after(done: Any, answers: int, message: str) -> None:
+    """Lines before the bad one are answered; then one sentence, status 2."""
+    assert (done.status, len(done.lines)) == (2, answers), done
+    [said] = done.err.splitlines()
+    assert said.startswith("offramp: error: ")
+    assert message in said
+
+
 @pytest.mark.parametrize(("content", "name", "message"), BAD)
 def test_texts_to_predict(
     cli: Cli, rows: Callable[..., Path], trained: Path, content: str, name: str, message: str
 ) -> None:
-    assert message in cli("predict", trained, "--input", rows(content, name)).error
+    done = cli("predict", trained, "--input", rows(content, name))
+    assert_refused_after(done, 2 if "line 3" in message else 0, message)
 
 
 @pytest.mark.parametrize(("content", "name", "message"), [case for case in BAD if case[1] == "rows.jsonl" and case[0]])
@@ -95,7 +104,8 @@ def test_texts_on_standard_input(cli: Cli, trained: Path, content: str, name: st
     if not content.strip():
         assert len(cli("predict", trained, stdin=content).lines) == 2  # lines of text, and empty
         return
-    assert message.replace("rows.jsonl", "standard input") in cli("predict", trained, stdin=content).error
+    done = cli("predict", trained, stdin=content)
+    assert_refused_after(done, 2 if "line 3" in message else 0, message.replace("rows.jsonl", "standard input"))
 
 
 def test_nothing_on_standard_input(cli: Cli, trained: Path) -> None:

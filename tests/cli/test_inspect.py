@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +104,37 @@ def test_pairs_and_numbers(cli: Cli, pair_run: Path, number_run: Path) -> None:
     assert lines[-1].startswith("Leaves by patience_delta (delta ")
 
 
+def test_how_far_a_number_moved(cli: Cli, number_run: Path, trained: Path) -> None:
+    """The rule of patience, by hand: with patience 1 a text leaves where it moved less than delta."""
+    words = ("inspect", number_run, "a lovely gem of the town")
+    layers = cli(*words, "--json").json["layers"]
+    numbers, moved = [entry["label"] for entry in layers], [entry["delta"] for entry in layers]
+    assert moved == [None, *(pytest.approx(abs(b - a), abs=1e-6) for a, b in pairwise(numbers))]
+    assert moved[1] != moved[2]
+    for place in (1, 2):
+        knobs = ("--knob", f"delta={moved[place] * 1.001}", "--knob", "patience=1")
+        result = cli(*words, *knobs, "--json").json
+        assert result["exit_layer"] == layers[1 if moved[1] < moved[place] * 1.001 else 2]["layer"]
+    lines = cli(*words).out.splitlines()
+    assert lines[0].split() == ["layer", "says", "sure", "|delta|"]
+    assert len(lines[1].replace("<- left", "").split()) == 2
+    for line, delta in zip(lines[2:4], moved[1:], strict=True):
+        assert line.split()[2] == f"{delta:.4g}"
+    assert all("delta" not in entry for entry in cli("inspect", trained, "a gem", "--json").json["layers"])
+
+
+def test_as_many_texts_as_it_was_trained_on(cli: Cli, trained: Path, pair_run: Path, tmp_path: Path) -> None:
+    two = cli("inspect", trained, "a", "gem").error
+    assert two == "this run was trained on single texts (text): give one text, in quotes"
+    assert cli("inspect", pair_run, "a gem").error == "this run was trained on pairs (first, second): give two texts"
+    silent = Path(shutil.copytree(trained, tmp_path / "run"))  # a run that does not say: as it was asked for
+    config = json.loads((silent / "config.json").read_text())
+    del config["offramp"]["text_columns"]
+    (silent / "config.json").write_text(json.dumps(config))
+    assert cli("inspect", silent, "a", "gem", "--json").json["text"] == ["a", "gem"]
+    assert cli("inspect", silent, "a gem", "--json").json["text"] == "a gem"
+
+
 def test_several_labels(cli: Cli, joint_run: Callable[..., Path]) -> None:
     run = joint_run("multi_label_classification")
     for text in ("a lovely gem, dull and flat", "the film"):
@@ -126,6 +160,16 @@ def test_many_classes_are_two_distances(capsys: pytest.CaptureFixture[str]) -> N
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[-2:] == ["d(own)", "d(next)"]
     assert lines[1].split()[-2:] == ["7.00", "2.00"]
+
+
+def test_a_rule_that_is_not_among_the_usual_ones_is_shown_where_it_decides(capsys: pytest.CaptureFixture[str]) -> None:
+    from offramp.cli import inspect
+
+    entry = {"layer": 1, "label": "c3", "score": 0.5, "confidence": 0.5, "entropy": 0.9, "other": 0.25, "left": True}
+    for criterion, expected in (("other", ["entropy", "other"]), ("confidence", ["confidence", "entropy"])):
+        result = {"layers": [entry], "criterion": criterion, "knobs": {"threshold": 0.6}}
+        inspect._print({**result, "tokens": 3, "truncated": False})
+        assert capsys.readouterr().out.splitlines()[0].split() == ["layer", "says", "sure", *expected]
 
 
 def test_a_label_is_printed_as_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,6 +169,64 @@ def test_single_texts_for_a_run_trained_on_pairs(cli: Cli, pair_run: Path, texts
     assert "trained on pairs (first, second): give two texts" in cli("inspect", pair_run, "a").error
 
 
+def test_single_texts_and_pairs_asked_for_by_name(
+    cli: Cli, trained: Path, pair_run: Path, pair_data: Path, tmp_path: Path
+) -> None:
+    one = cli("predict", pair_run, "--input", pair_data, "--text-columns", "first").error
+    assert one == "this run was trained on pairs (first, second), not on first: name 2 with --text_columns"
+    two = cli("predict", trained, "--input", pair_data, "--text-columns", "first,second").error
+    assert two == "this run was trained on single texts (text), not on first and second: name 1 with --text_columns"
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("premise,hypothesis\na,b\n")
+    assert "the model was trained on text, a single text" in cli("predict", trained, "--input", pairs).error
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 32])
+@pytest.mark.parametrize("chunk", [4, 1024])
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        ('{"text": "cut sho', "line 12 is not JSON, or is cut short"),
+        ('{"label": "bad"}\n', "line 12 has no 'text'"),
+        (b'{"text": "caf\xe9"}\n', "line 12: bytes that are not UTF-8"),
+    ],
+)
+def test_lines_before_a_bad_one_are_answered(
+    cli: Cli,
+    trained: Path,
+    dev_rows: Rows,
+    threshold: float,
+    monkeypatch: pytest.MonkeyPatch,
+    batch_size: int,
+    chunk: int,
+    last: str | bytes,
+    message: str,
+) -> None:
+    monkeypatch.setattr("offramp.cli.predict.CHUNK", chunk)
+    texts = [row["text"] for row in dev_rows[:11]]
+    good = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    after = b'{"text": "music"}\n'
+    words = ("predict", trained, "--threshold", threshold, "--batch-size", batch_size)
+    done = cli(*words, stdin=good + (last if isinstance(last, bytes) else last.encode()) + after)
+    assert done.status == 2
+    assert message in done.err
+    assert done.err.count("\n") == 1
+    assert done.out == cli(*words, stdin=good).out
+    assert len(done.lines) == 11
+
+
+def test_answers_come_before_the_error(trained: Path) -> None:
+    words = [sys.executable, "-c", "from offramp.cli import main; main()", "predict", trained]
+    rows = '{"text": "a gem"}\n{"text": 3}\n'
+    done = subprocess.run(
+        words, input=rows, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )  # fmt: skip
+    first, second = done.stdout.splitlines()
+    assert json.loads(first)["label"]
+    assert second == "offramp: error: standard input, line 2: 'text' is a number, not a string"
+    assert done.returncode == 2
+
+
 def test_a_text_longer_than_the_model_reads(cli: Cli, trained: Path, tmp_path: Path) -> None:
     long = "gem film " * 11_112
     assert len(long) > 100_000

@@ -25,7 +25,7 @@ from offramp.criteria import make
 from offramp.criteria.base import Scored
 from offramp.errors import DataError, KnobError
 from offramp.traces.curves import knob_grid, mean_score, oracle, resamples, thresholds
-from offramp.traces.replay import exits_at, replay, running_minimum, scores
+from offramp.traces.replay import Outcome, exits_at, replay, running_minimum, scores
 from offramp.traces.tally import Tally, Voices, make_tally
 from offramp.traces.trace import Trace
 
@@ -181,10 +181,11 @@ class _Bench:
         means = self.tally.means(answers, self.metric)
         return self.tally.features(answers) if means is None else means[:, None]
 
-    def table(self, answers: Iterable[NDArray[Any]]) -> _Table:
+    def table(self, answers: Sequence[NDArray[Any]]) -> _Table:
         """Features of V answers [U, C] to every unit."""
-        features = (self.features(one) for one in answers)
-        return Voices(features) if self.tally.counts and not self.is_mean else np.stack(list(features))
+        if self.tally.counts and not self.is_mean:
+            return Voices(self.tally, answers)
+        return np.stack([self.features(one) for one in answers])
 
     def value(self, sums: Floats, count: Floats | float) -> Floats:
         """Metric of sums [..., S] over so many units."""
@@ -358,15 +359,22 @@ def _enter(bench: _Bench, name: str, criterion: str, label: str, settings: list[
             points = knob_grid(trace, rule)
             outcomes = [replay(trace, rule, dict(point)) for point in points]
             left = np.stack([outcome.exits for outcome in outcomes])
-            own = len(answers) + np.arange(len(points), dtype=np.uint16)
-            voices.append(np.repeat(own[:, None], trace.num_units, axis=1))
-            answers += [outcome.answers for outcome in outcomes]
+            voices += [_voices(trace, outcome, answers) for outcome in outcomes]
         knobs += points
         group += [number] * len(points)
         exits.append(left.astype(np.uint8))
     table, where, whose = bench.table(answers), np.concatenate(exits), np.concatenate(voices)
     scored, fraction = _halved(bench, where, table, whose)
     return _Contender(name, criterion, label, settings, np.array(group), knobs, where, table, whose, scored, fraction)
+
+
+def _voices(trace: Trace, outcome: Outcome, answers: list[NDArray[Any]]) -> NDArray[np.uint16]:
+    """[1, U]: whose answer is given: the exit's, or one of the rule's own, which joins ``answers``."""
+    exits = outcome.exits.astype(np.uint16)
+    if not np.array_equal(outcome.answers, trace.logits[exits, np.arange(trace.num_units)]):
+        exits[:] = len(answers)
+        answers.append(outcome.answers)
+    return exits[None]
 
 
 def _halved(
@@ -390,7 +398,7 @@ def _choice(contender: _Contender, target: float) -> NDArray[np.int64] | None:
     if not fast.any(axis=0).all():
         return None
     score = np.where(fast, contender.scored, -np.inf)
-    best = score == score.max(axis=0)
+    best = score >= score.max(axis=0) - 1e-9  # what a sum over many classes rounds away decides nothing
     result: NDArray[np.int64] = np.where(best, contender.fraction, np.inf).argmin(axis=0)
     return result
 

@@ -18,7 +18,6 @@ from offramp.cli.common import (
     Dtype,
     Json,
     LabelColumn,
-    RunFolder,
     RuntimeName,
     console,
     print_json,
@@ -35,9 +34,14 @@ TARGETS = (1.5, 2.0, 3.0, 4.0)
 
 @app.command(short_help="Every exit criterion on one trace: table, plot, report.")
 def compare(
-    run: RunFolder,
+    run: Annotated[
+        Path | None, typer.Argument(help="Run folder that `offramp train` wrote; none with --suite.", metavar="RUN")
+    ] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Labelled file, folder (its dev part) or hub name.")
+        str | None,
+        typer.Option(
+            metavar="DATA", help="Labelled file, folder (its dev part) or hub name; with --suite a folder of folders."
+        ),
     ] = None,
     trace: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A trace that `offramp record` wrote, instead of --data.")
@@ -65,9 +69,27 @@ def compare(
     device: Device = None,
     dtype: Dtype = "float32",
     runtime: RuntimeName = None,
+    suite: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE|DIR",
+            help="Train and compare the recipes of a suite; of a folder of its results, only compare.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="With --suite: the encoder, instead of the one it names.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(metavar="N", help="With --suite: stop after so long; the next call goes on.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare exit criteria: table, JSON, plot and a self-contained HTML report."""
+    if suite is not None:
+        _of_suite(suite, run, data=data, model=model, out=out, minutes=minutes, as_json=as_json)
+        return
+    if run is None:
+        raise KnobError("name the run folder to compare criteria of, or give --suite to compare recipes")
     from offramp.cli.recording import record_data, trace_name
     from offramp.run import Run
     from offramp.traces.store import load_trace
@@ -99,6 +121,29 @@ def compare(
 
     show(as_table(result))
     console().print(f"\nWrote {folder}/compare.json, compare.png and report.html")
+
+
+def _of_suite(
+    suite: Path,
+    run: Path | None,
+    *,
+    data: str | None,
+    model: str | None,
+    out: Path | None,
+    minutes: float | None,
+    as_json: bool,
+) -> None:
+    """Tasks x recipes x seeds: tables and plots of what is done."""
+    from offramp.cli.suite import compare_suite
+
+    if run is not None:
+        raise KnobError(f"--suite trains models of its own: leave {run} away")
+    require("matplotlib", extra="plots")
+    numbers, folder = compare_suite(suite, data=data, model=model, out=out, minutes=minutes)
+    if as_json:
+        print_json(numbers)
+        return
+    console().print(f"Wrote {folder}/comparison.md, tables.json and plots; every cell stands in suite.json")
 
 
 def write_comparison(

@@ -32,6 +32,9 @@ from offramp.traces.trace import Trace
 CLASSES_SHOWN = 6
 """More classes than these, and the table shows two distances instead of all."""
 
+SIGNALS = ("dr", "edr", "entropy", "delta")
+"""Columns of the table beside that of the criterion in use; what else there is, is in the JSON."""
+
 
 @app.command(short_help="One text, layer by layer, and why it left where it did.")
 def inspect(
@@ -148,9 +151,7 @@ def _signals(classifier: Any, setting: Any) -> dict[str, Any]:
 def _print(result: dict[str, Any]) -> None:
     layers = result["layers"]
     used = result["criterion"]
-    # Confidence is 1 - "sure": a column only where it decides.
-    hidden = {"layer", "label", "score", "distances", "left"} | ({"confidence"} - {used})
-    signals = [name for name in layers[0] if name not in hidden]
+    signals = [name for name in layers[0] if name in SIGNALS or name == used]
     classes = list(layers[0].get("distances", {}))
     every = len(classes) <= CLASSES_SHOWN
     table = Table(box=None)

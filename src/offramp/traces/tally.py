@@ -9,7 +9,7 @@ and resamples are sums of the same features. ``offramp.tasks`` says what the met
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -77,14 +77,21 @@ class Voices:
     kept: with C classes there is about C times less to add up than in the features written out.
 
     Args:
-        features: one [U, S] a voice (``Tally.features``).
+        tally: one that counts.
+        answers: one [U, C] a voice.
     """
 
-    def __init__(self, features: Iterable[Floats]) -> None:
-        table = np.stack([one.T > 0 for one in features], axis=1)  # [S, V, U]
-        self.width = len(table)
-        self._units = [np.flatnonzero(column.any(axis=0)) for column in table]
-        self._said = [column[:, units] for column, units in zip(table, self._units, strict=True)]
+    def __init__(self, tally: Tally, answers: Sequence[NDArray[Any]]) -> None:
+        # Each voice is asked twice, so that the features of all are never held at once.
+        somewhere = np.zeros((tally.width, len(answers[0])), dtype=bool)
+        for one in answers:
+            somewhere |= tally.features(one).T > 0
+        places = np.flatnonzero(somewhere)
+        said = np.stack([(tally.features(one).T > 0).ravel()[places] for one in answers])  # [V, places]
+        ends = somewhere.sum(axis=1).cumsum()[:-1]
+        self.width = tally.width
+        self._units = np.split(places % somewhere.shape[1], ends)
+        self._said = np.split(said, ends, axis=1)
 
     def columns(self, voices: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.bool_]]]:
         """Each column that is not all zeros: its number, its units [n], and what these add [P, n].

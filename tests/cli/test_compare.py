@@ -1,0 +1,79 @@
+"""What ``offramp compare`` shows and leaves behind while it works."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+Cli = Callable[..., Any]
+QUICK = ("--splits", 2, "--resamples", 5, "--targets", "1.5,2")
+
+
+@pytest.fixture
+def words(trained: Path, tmp_path: Path) -> tuple[object, ...]:
+    return ("compare", trained, "--trace", trained / "traces" / "dev.safetensors", "--out", tmp_path / "out", *QUICK)
+
+
+def test_the_plot_is_drawn_once(
+    cli: Cli, words: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from base64 import b64encode
+
+    from offramp.bench import plots
+
+    drawn: list[bytes] = []
+    draw = plots.plot_comparison
+
+    def counted(*given: Any, **more: Any) -> bytes:
+        drawn.append(draw(*given, **more))
+        return drawn[-1]
+
+    monkeypatch.setattr(plots, "plot_comparison", counted)
+    assert cli(*words).status == 0
+    [image] = drawn
+    assert (tmp_path / "out" / "compare.png").read_bytes() == image
+    assert b64encode(image).decode() in (tmp_path / "out" / "report.html").read_text()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"compare.json", "compare.png", "report.html"}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_bar_on_a_terminal(words: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from offramp.cli import main
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with pytest.raises(SystemExit) as left:
+        main([str(word) for word in words])
+    assert not left.value.code
+    rows = len(json.loads((tmp_path / "out" / "compare.json").read_text())["rows"])
+    shown = sys.stderr.getvalue()
+    for done in range(rows + 1):
+        assert f" {done}/{rows} [" in shown
+
+
+def test_no_bar_elsewhere(cli: Cli, words: tuple[object, ...]) -> None:
+    done = cli(*words)
+    assert (done.status, done.err) == (0, "")
+
+
+def test_ctrl_c(cli: Cli, words: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from offramp.calibration.compare import _Bench
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_Bench, "samples", interrupted)
+    done = cli(*words)
+    assert (done.status, done.out, done.err) == (130, "", "offramp: interrupted\n")
+    assert not (tmp_path / "out").exists()
