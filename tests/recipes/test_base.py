@@ -61,12 +61,24 @@ def test_every_phase_and_every_criterion_is_changed() -> None:
     assert changed.criteria == {SINGLE: EDR(lam=1.0, fusion="min"), multi: EDR(lam=2.0, fusion="min")}
 
 
+def test_a_setting_goes_to_the_phases_that_name_it() -> None:
+    phases = (Phase(part("weighted_sum", by="depth")), Phase(part("distance_aware", by="equal", alpha=1.0)))
+    recipe = replace(load_recipe("joint"), training=phases)
+    changed = recipe.changed({"objective.alpha": 2.0, "objective.by": "last"})
+    assert [dict(phase.objective.settings) for phase in changed.training] == [
+        {"by": "last"},
+        {"by": "last", "alpha": 2.0},
+    ]
+    # None names it, so all get it, and who does not know it complains when it is made.
+    assert all(p.objective.settings["beta"] == 1 for p in recipe.changed({"objective.beta": 1}).training)
+
+
 def test_a_setting_goes_to_the_criteria_that_have_it() -> None:
     regression: Any = "regression"
     recipe = replace(load_recipe("joint"), criteria={SINGLE: EDR(), regression: PatienceDelta()})
     assert recipe.changed({"criterion.lam": 4.0}).criteria == {SINGLE: EDR(lam=4.0), regression: PatienceDelta()}
     with pytest.raises(KnobError, match="none at all"):
-        load_recipe("joint").changed({"criterion.lam": 4.0})
+        load_recipe("plain").changed({"criterion.lam": 4.0})
 
 
 @pytest.mark.parametrize(
