@@ -14,8 +14,9 @@ from offramp.types import ProblemType
 
 __all__ = ["ANY_TIME", "Moment", "Objective", "Weights", "exit_loss", "exit_weights"]
 
-Weights = Literal["equal", "depth"]
-"""Every exit counts the same, or exit i of layer m counts m (PABEE, Zhou et al., NeurIPS 2020)."""
+Weights = Literal["equal", "depth", "last", "shallow"]
+"""Every exit counts the same; the exit after layer m counts m (PABEE, Zhou et al., NeurIPS 2020); the last exit counts
+alone; or from 1.0 at the first exit evenly down to 0.3 at the last (BranchyNet, Teerapittayanon et al., ICPR 2016)."""
 
 
 @dataclass(frozen=True)
@@ -77,5 +78,10 @@ def exit_loss(logits: Tensor, labels: Tensor, problem_type: ProblemType) -> Tens
 
 def exit_weights(layers: Sequence[int], by: Weights) -> Tensor:
     """Weights of the exits, summing to 1: [E]."""
-    weights = torch.tensor([float(m) if by == "depth" else 1.0 for m in layers])
+    if by == "last":
+        weights = torch.tensor([0.0] * (len(layers) - 1) + [1.0])
+    elif by == "shallow":
+        weights = torch.linspace(1.0, 0.3, len(layers))
+    else:
+        weights = torch.tensor([float(m) if by == "depth" else 1.0 for m in layers])
     return weights / weights.sum()

@@ -1,4 +1,9 @@
-"""Weighted sum of the exits' own losses. Zhou et al., "BERT Loses Patience", NeurIPS 2020 (weights by depth)."""
+"""Weighted sum of the exits' own losses.
+
+Zhou et al., "BERT Loses Patience", NeurIPS 2020 (weights by depth); Teerapittayanon et al., "BranchyNet", ICPR 2016
+(larger weights at shallow exits). The last exit alone is an ordinary fine-tune, the first stage of DeeBERT and
+FastBERT.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +39,7 @@ class WeightedSum:
         moment: Moment = ANY_TIME,
     ) -> Tensor:
         weights = exit_weights(layers, self.by).tolist()
-        losses = [exit_loss(output.logits, labels, problem_type) for output in outputs]
-        total: Tensor = sum((w * loss for w, loss in zip(weights, losses, strict=True)), losses[0].new_zeros(()))
+        # An exit without weight is left out, not multiplied by 0: backward need not go through it.
+        losses = [w * exit_loss(o.logits, labels, problem_type) for w, o in zip(weights, outputs, strict=True) if w]
+        total: Tensor = sum(losses, losses[0].new_zeros(()))
         return total

@@ -1,0 +1,65 @@
+"""Attention: a narrow self-attention over the tokens, then a two-layer classifier on the first token.
+
+Liu et al., "FastBERT: a Self-distilling BERT with Adaptive Inference Time", ACL 2020, arXiv 2004.02178. Only the first
+token's output is read, so only its query is computed: the cost grows with the length and not with its square.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from offramp.errors import KnobError
+from offramp.model.heads.base import Head, HeadOutput, Reader, Surroundings, make_dropout
+from offramp.settings import check_number
+
+__all__ = ["Attention"]
+
+
+class Attention(Head):
+    """Linear + tanh per token, multi-head self-attention, linear + tanh on the first token, linear.
+
+    It reads the tokens themselves, so the pooling chosen for the model does not matter to it.
+
+    Args:
+        width: of everything between the hidden states and the logits.
+        heads: of the attention; they share the width.
+        dropout: of the attention weights, while training; None: the backbone's own.
+    """
+
+    def __init__(self, around: Surroundings, *, width: int = 128, heads: int = 2, dropout: float | None = None) -> None:
+        check_number("head.width", width, low=1, whole=True)
+        check_number("head.heads", heads, low=1, whole=True)
+        if width % heads:
+            raise KnobError(f"head.width must be a multiple of head.heads ({heads}), not {width!r}")
+        super().__init__()
+        self.heads = heads
+        self.narrow = nn.Linear(around.hidden_size, width)
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.mix = nn.Linear(width, width)
+        self.dropout = make_dropout(around, dropout)
+        self.dense = nn.Linear(width, width)
+        self.classifier = nn.Linear(width, around.num_outputs)
+
+    def forward(
+        self, hidden: Tensor, lengths: Tensor, reader: Reader, memory: Mapping[str, Tensor]
+    ) -> tuple[HeadOutput, Mapping[str, Tensor]]:
+        padding = torch.arange(hidden.shape[1], device=hidden.device) >= lengths[:, None]
+        # masked_fill and not a weight of 0: padding may hold anything, and 0 * inf is not 0.
+        tokens = torch.tanh(self.narrow(hidden.masked_fill(padding[:, :, None], 0.0)))
+        first = torch.tanh(self.dense(self.mix(self._attend(tokens, padding))))
+        return HeadOutput(self.classifier(first)), memory
+
+    def _attend(self, tokens: Tensor, padding: Tensor) -> Tensor:
+        """What the first token gathers from all unpadded ones: [B, L, W], [B, L] -> [B, W]."""
+        shape = (*tokens.shape[:2], self.heads, -1)
+        query = self.query(tokens[:, 0]).view(len(tokens), self.heads, -1)
+        key, value = self.key(tokens).view(shape), self.value(tokens).view(shape)
+        scores = torch.einsum("bhd,blhd->bhl", query, key) / math.sqrt(query.shape[-1])
+        weights = self.dropout(scores.masked_fill(padding[:, None], -math.inf).softmax(dim=-1))
+        return torch.einsum("bhl,blhd->bhd", weights, value).flatten(1)
