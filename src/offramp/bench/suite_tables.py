@@ -1,0 +1,367 @@
+"""The numbers of a suite's tables and plots, from the traces it kept: no model, no training, some minutes.
+
+Every knob is chosen on one half of dev and scored on the other by ``calibration.compare``. ``bench.suite_page`` writes
+them out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from offramp.bench.provenance import provenance
+from offramp.bench.suite import Suite
+from offramp.bench.suite_compare import compare_rules
+from offramp.bench.suite_results import DONE, Results
+from offramp.calibration.sweep import LAMBDAS
+from offramp.criteria import Criterion, available, make
+from offramp.traces.curves import mean_score
+from offramp.traces.trace import Trace
+from offramp.types import ProblemType
+
+__all__ = ["compute"]
+
+Json = dict[str, Any]
+
+
+def compute(
+    suite: Suite, cells: Sequence[Mapping[str, Any]], results: Results, *, say: Callable[[str], None] = lambda _: None
+) -> Json:
+    """The numbers of every table.
+
+    Args:
+        suite: which ran.
+        cells: as ``Results.read`` gives them.
+        results: where the traces are.
+        say: told of each trace that is compared.
+
+    Returns:
+        ``{"tasks": [...], ...}`` with what ``provenance`` says; a task is::
+
+            task, metric, n (dev rows), train_rows, problem_type, num_layers, against (what gaps are taken against),
+            rows      {name, kind, recipe (whose model), criterion, seeds, full_depth, area, cells, curve}
+                kind  recipe | entropy (on the same model) | static | layers (separately fine-tuned) | plain | oracle
+                a number is {mean, se (over seeds; None with one), interval (mean over seeds of 95 % intervals)}
+                cells one for each target: None where not reached, or {score, layer_speedup, gap}
+                curve points {target, layer_speedup, score}
+            exits     static exits of the baseline: {layer, layer_speedup, score}
+            not_run   {recipe, seeds, reason}
+
+    Raises:
+        RunError: a trace is missing or damaged.
+        KnobError: a recipe that ran is not there any more.
+    """
+    tasks = []
+    for task in suite.tasks:
+        mine = [cell for cell in cells if cell["task"] == task]
+        if mine:
+            tasks.append(_task(suite, task, mine, results, say))
+    done = [cell for cell in cells if cell["status"] == DONE]
+    return {
+        "suite": suite.name,
+        "encoder": suite.encoder,
+        "targets": list(suite.targets),
+        "splits": suite.splits,
+        "resamples": suite.resamples,
+        "baseline": suite.baseline,
+        "tiers": {tier.name: list(tier.recipes) for tier in suite.tiers},
+        "trained_at": sorted({cell["commit"] or "no commit" for cell in done}),
+        "trained_with": _versions(done),
+        "tasks": tasks,
+        **provenance(seeds=sorted({cell["seed"] for cell in done})),
+    }
+
+
+def _versions(cells: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    every = [cell["versions"] for cell in cells]
+    return {name: sorted({one[name] for one in every if name in one}) for name in ("torch", "transformers", "numpy")}
+
+
+def _task(suite: Suite, task: str, cells: Sequence[Mapping[str, Any]], results: Results, say: Any) -> Json:
+    done = [cell for cell in cells if cell["status"] == DONE]
+    found: Json = {
+        "task": task,
+        "problem_type": suite.tasks[task].problem_type,
+        "metric": done[0]["metric"] if done else suite.tasks[task].metric,
+        "n": done[0]["rows"]["dev"] if done else None,
+        "train_rows": done[0]["rows"]["train"] if done else None,
+        "num_layers": None,
+        "against": None,
+        "rows": [],
+        "exits": [],
+        "not_run": _not_run(cells),
+    }
+    compared = _compared(suite, task, done, results, say)
+    whole = [one for one in compared if suite.entries[one["entry"]].num_layers is None]
+    if whole:
+        with_exits = [one["baseline"] for one in whole if one["baseline"] is not None]
+        found |= {"num_layers": whole[0]["num_layers"], "against": next(iter(with_exits), None)}
+    rows = [*_recipe_rows(suite, whole), *_entropy_rows(suite, whole), *_baseline_rows(suite, whole)]
+    if whole:
+        rows += _layer_rows(suite, compared, whole)
+    found["exits"] = _exits([one for one in whole if one["entry"] == suite.baseline])
+    return found | {"rows": rows}
+
+
+def _not_run(cells: Sequence[Mapping[str, Any]]) -> list[Json]:
+    """Recipe and reason once, with the seeds it holds for."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for cell in cells:
+        if cell["status"] != DONE:
+            found.setdefault((cell["recipe"], cell["reason"] or "not run yet"), []).append(cell["seed"])
+    return [{"recipe": recipe, "seeds": seeds, "reason": reason} for (recipe, reason), seeds in found.items()]
+
+
+# From traces to results
+
+
+def _compared(
+    suite: Suite, task: str, done: Sequence[Mapping[str, Any]], results: Results, say: Callable[[str], None]
+) -> list[Json]:
+    """One result for each cell that is done; a trace is compared once, under the rules of all who share it."""
+    found = []
+    kind = suite.tasks[task].problem_type
+    rules = {entry: suite.entries[entry].rule(kind) for entry in {cell["recipe"] for cell in done}}
+    for key in dict.fromkeys(cell["key"] for cell in done):
+        mine = [cell for cell in done if cell["key"] == key]
+        trace = results.trace(task, key)
+        say(f"{task}: {', '.join(cell['recipe'] for cell in mine)}, seed {mine[0]['seed']}")
+        contenders = _contenders({cell["recipe"]: rules[cell["recipe"]] for cell in mine}, trace)
+        first = mine[0]["recipe"]
+        extra = _extra_layers(suite, first, trace)
+        result = compare_rules(
+            trace,
+            contenders,
+            targets=[target * extra for target in suite.targets],
+            splits=suite.splits,
+            resamples=suite.resamples,
+            metric=suite.tasks[task].metric,
+        )
+        result = result if extra == 1 else _rescaled(result, extra)
+        found += [{**result, "entry": cell["recipe"], "seed": cell["seed"], "first": first} for cell in mine]
+    return found
+
+
+def _extra_layers(suite: Suite, entry: str, trace: Trace) -> float:
+    """Layers of the slowest way through over those of the encoder: more than 1 where smaller models run before it."""
+    if not suite.entries[entry].loaded().members or trace.num_exits == 1:
+        return 1.0
+    return trace.num_layers / int(trace.layers[-1] - trace.layers[-2])
+
+
+def _rescaled(result: Json, extra: float) -> Json:
+    """A result whose layer speed-ups are those against the encoder alone, as everyone else's are."""
+
+    def point(one: Json | None) -> Json | None:
+        scaled = {} if one is None else {name: one[name] / extra for name in ("target", "layer_speedup") if name in one}
+        return None if one is None else one | scaled
+
+    rows = [
+        row | {"cells": [point(cell) for cell in row["cells"]], "curve": [point(one) for one in row["curve"]]}
+        for row in result["rows"]
+    ]
+    return result | {
+        "targets": [target / extra for target in result["targets"]],
+        "num_layers": round(result["num_layers"] / extra),
+        "exits": [point(one) for one in result["exits"]],
+        "oracle": point(result["oracle"]),
+        "rows": rows,
+    }
+
+
+def _contenders(rules: Mapping[str, Criterion], trace: Trace) -> dict[str, list[Criterion]]:
+    """Name of a row -> the criterion with every setting that is tried. A model without early exits has none."""
+    if trace.num_exits == 1:
+        return {}
+    found: dict[str, list[Criterion]] = {}
+    for name in ("entropy", "depth"):
+        if trace.problem_type in available()[name].serves:
+            found[name] = [make(name, problem_type=trace.problem_type)]
+    return found | {f"recipe {entry}": _tried(rule) for entry, rule in rules.items()}
+
+
+def _tried(rule: Criterion) -> list[Criterion]:
+    """The criterion, with the weights of distance against entropy that ``compare`` tries, where it has one."""
+    settings = asdict(rule)
+    if "lam" not in settings:
+        return [rule]
+    return [make(rule.name, **settings | {"lam": lam}) for lam in dict.fromkeys([settings["lam"], *LAMBDAS])]
+
+
+# From results to rows
+
+
+def _recipe_rows(suite: Suite, compared: Sequence[Json]) -> list[Json]:
+    rows = []
+    for entry in _in_order(suite, compared):
+        mine = [one for one in compared if one["entry"] == entry]
+        first = mine[0]
+        if len(first["layers"]) == 1:
+            rows.append(_row(entry, "plain", entry, "full depth", mine, None))
+            continue
+        criterion = suite.entries[entry].rule(first["problem_type"])
+        rows.append(_row(entry, "recipe", entry, criterion.name, mine, f"recipe {entry}"))
+    return rows
+
+
+def _entropy_rows(suite: Suite, compared: Sequence[Json]) -> list[Json]:
+    """Entropy on every trained model, once a training; not where a recipe's row is just that."""
+    rows = []
+    for entry in dict.fromkeys(one["first"] for one in compared):
+        mine = [one for one in compared if one["entry"] == entry and _named(one, "entropy") is not None]
+        sharing = {one["entry"] for one in compared if one["first"] == entry}
+        plain = [name for name in sharing if _is_plain_entropy(suite, name, mine)]
+        if mine and not plain:
+            rows.append(_row(f"entropy on {entry}", "entropy", entry, "entropy", mine, "entropy"))
+    return rows
+
+
+def _is_plain_entropy(suite: Suite, entry: str, compared: Sequence[Json]) -> bool:
+    if not compared:
+        return False
+    kind: ProblemType = compared[0]["problem_type"]
+    return suite.entries[entry].rule(kind) == make("entropy", problem_type=kind)
+
+
+def _baseline_rows(suite: Suite, compared: Sequence[Json]) -> list[Json]:
+    """Static exits and the oracle of the baseline's model."""
+    mine = [one for one in compared if one["entry"] == suite.baseline]
+    if not mine:
+        return []
+    rows = [_row(f"static exit of {suite.baseline}", "static", suite.baseline, "depth", mine, "depth")]
+    oracles = [one["oracle"] for one in mine]
+    if all(oracle is not None for oracle in oracles):
+        row = _row(f"oracle of {suite.baseline}", "oracle", suite.baseline, "oracle", mine, None)
+        score = _number([oracle["score"] for oracle in oracles], None)
+        speed = float(np.mean([oracle["layer_speedup"] for oracle in oracles]))
+        rows.append(row | {"curve": [{"target": speed, "layer_speedup": speed, "score": score}]})
+    return rows
+
+
+def _layer_rows(suite: Suite, compared: Sequence[Json], whole: Sequence[Json]) -> list[Json]:
+    """Encoders of k layers, each fine-tuned by itself: at a target the deepest that is fast enough."""
+    depth = whole[0]["num_layers"]
+    small = [one for one in compared if suite.entries[one["entry"]].num_layers is not None]
+    plain = [one for one in whole if len(one["layers"]) == 1]
+    by_layers: dict[int, list[Json]] = {}
+    for one in [*small, *plain]:
+        by_layers.setdefault(one["num_layers"], []).append(one)
+    if not small:
+        return []
+    scores = {k: _full_depth(ones) for k, ones in sorted(by_layers.items())}
+    cells: list[Json | None] = []
+    for target in suite.targets:
+        fast = [k for k in scores if depth / k >= target - 1e-9]
+        best = max(fast, default=None)
+        cells.append(None if best is None else {"score": scores[best], "layer_speedup": depth / best, "gap": None})
+    curve = [{"target": depth / k, "layer_speedup": depth / k, "score": score} for k, score in scores.items()]
+    row = _row("separately fine-tuned k layers", "layers", None, "full depth of k layers", small, None)
+    deepest = scores.get(depth)
+    return [row | {"cells": cells, "curve": curve, "full_depth": deepest, "area": _layer_area(scores, depth)}]
+
+
+def _layer_area(scores: Mapping[int, Json], depth: int) -> Json | None:
+    """Mean score over layer fractions 1/L..1; None where the first or the last of them is missing."""
+    if 1 not in scores or depth not in scores:
+        return None
+    fraction = np.array([k / depth for k in scores])
+    score = np.array([one["mean"] for one in scores.values()])
+    ends = ((float(fraction[0]), float(score[0])), (1.0, float(score[-1])))
+    return {"mean": mean_score(fraction, score, ends), "se": None, "interval": None}
+
+
+def _row(
+    name: str, kind: str, recipe: str | None, criterion: str, results: Sequence[Json], contender: str | None
+) -> Json:
+    """A row over seeds; without a contender, only its full depth."""
+    row: Json = {
+        "name": name,
+        "kind": kind,
+        "recipe": recipe,
+        "criterion": criterion,
+        "seeds": sorted({one["seed"] for one in results}),
+        "full_depth": _full_depth(results),
+        "area": None,
+        "cells": [None] * len(results[0]["targets"]),
+        "curve": [],
+    }
+    if contender is None:
+        return row
+    found = [one for result in results if (one := _named(result, contender)) is not None]
+    row["area"] = _number([one["area"] for one in found], None)
+    row["cells"] = [_cell([one["cells"][place] for one in found]) for place in range(len(row["cells"]))]
+    row["curve"] = _curve([one["curve"] for one in found])
+    return row
+
+
+def _cell(cells: Sequence[Json | None]) -> Json | None:
+    """Mean over seeds; None where one of them does not reach the target."""
+    reached = [cell for cell in cells if cell is not None]
+    if len(reached) < len(cells) or not cells:
+        return None
+    gaps = [cell["against_baseline"] for cell in reached]
+    known = all(gap is not None for gap in gaps)
+    return {
+        "score": _number([cell["score"] for cell in reached], [cell["interval"] for cell in reached]),
+        "layer_speedup": float(np.mean([cell["layer_speedup"] for cell in reached])),
+        "gap": _number([gap["mean"] for gap in gaps], [gap["interval"] for gap in gaps]) if known else None,
+    }
+
+
+def _curve(curves: Sequence[Sequence[Json]]) -> list[Json]:
+    """Points at the targets that every seed reaches."""
+    points: dict[float, list[Json]] = {}
+    for curve in curves:
+        for point in curve:
+            points.setdefault(point["target"], []).append(point)
+    return [
+        {
+            "target": target,
+            "layer_speedup": float(np.mean([point["layer_speedup"] for point in same])),
+            "score": _number([point["score"] for point in same], [point["interval"] for point in same]),
+        }
+        for target, same in sorted(points.items())
+        if len(same) == len(curves)
+    ]
+
+
+def _exits(results: Sequence[Json]) -> list[Json]:
+    if not results:
+        return []
+    places = range(len(results[0]["exits"]))
+    every = [[result["exits"][place] for result in results] for place in places]
+    return [
+        {
+            "layer": same[0]["layer"],
+            "layer_speedup": same[0]["layer_speedup"],
+            "score": _number([one["score"] for one in same], [one["interval"] for one in same]),
+        }
+        for same in every
+    ]
+
+
+def _full_depth(results: Sequence[Json]) -> Json:
+    full = [result["full_depth"] for result in results]
+    return _number([one["score"] for one in full], [one["interval"] for one in full])
+
+
+def _number(values: Sequence[float], intervals: Sequence[Sequence[float]] | None) -> Json:
+    """Mean over seeds, its standard error, and the mean of the intervals over rows (cautious: wider than that of the
+    mean).
+    """
+    se = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+    interval = None if intervals is None else [float(np.mean([one[side] for one in intervals])) for side in (0, 1)]
+    return {"mean": float(np.mean(values)), "se": se, "interval": interval}
+
+
+def _named(result: Mapping[str, Any], name: str) -> Json | None:
+    return next((row for row in result["rows"] if row["name"] == name), None)
+
+
+def _in_order(suite: Suite, compared: Sequence[Json]) -> list[str]:
+    present = {one["entry"] for one in compared}
+    return [cell for cell in dict.fromkeys(cell.recipe for cell in suite.cells()) if cell in present]

@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from offramp.bench.suite import Cell, Suite
+from offramp.bench.suite_compare import compare_rules
+from offramp.bench.suite_page import as_markdown, replace_block
+from offramp.bench.suite_plots import figures, plot_tier
+from offramp.bench.suite_results import Results
+from offramp.bench.suite_tables import compute
+from offramp.calibration.compare import compare
+from offramp.criteria import make
+from offramp.errors import OfframpError, RunError
+from offramp.traces.trace import Trace
+
+UNITS, LAYERS = 120, 4
+
+
+def entry(name: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "recipe": name, **more}
+
+
+SUITE = Suite.from_json(
+    {
+        "name": "mine",
+        "encoder": "tiny",
+        "targets": [1.5, 2.0, 3.0],
+        "splits": 4,
+        "resamples": 50,
+        "tasks": {
+            "toy": {"name": "toy", "folder": "toy", "metric": "f1"},
+            "numbers": {"name": "numbers", "folder": "numbers", "problem_type": "regression"},
+            "gone": {"name": "gone", "folder": "gone"},
+        },
+        "entries": {
+            "joint": entry("joint", settings={"head.null_space": True}),
+            "energy": entry("energy", recipe="joint", settings={"head.null_space": True}, criterion="energy"),
+            "de3bert": entry("de3bert"),
+            "plain": entry("plain"),
+            "plain-1": entry("plain-1", recipe="plain", num_layers=1),
+            "plain-2": entry("plain-2", recipe="plain", num_layers=2),
+        },
+        "tiers": [
+            {
+                "name": "A",
+                "recipes": ["joint", "energy", "de3bert", "plain"],
+                "seeds": {"toy": 2, "numbers": 1, "gone": 1},
+            },
+            {"name": "layers", "recipes": ["plain-1", "plain-2"], "seeds": {"toy": 1}},
+        ],
+    }
+)
+ENDED = {"commit": "c" * 40, "dirty": False, "date": "2026-01-01", "machine": {}, "versions": {"torch": "2"}}
+
+
+def toy_trace(layers: list[int], seed: int, *, distances: bool = False, regression: bool = False) -> Trace:
+    """Deeper exits know more."""
+    rng = np.random.default_rng(seed)
+    truth = np.random.default_rng(99).integers(2, size=UNITS)
+    if regression:
+        logits = [truth[:, None] + rng.normal(scale=1 / layer, size=(UNITS, 1)) for layer in layers]
+    else:
+        logits = [np.eye(2)[truth] * layer + rng.normal(size=(UNITS, 2)) for layer in layers]
+    stacked = np.array(logits, dtype=np.float32)
+    return Trace(
+        logits=stacked,
+        layers=np.array(layers),
+        lengths=np.ones(UNITS, dtype=np.int64),
+        problem_type="regression" if regression else "single_label_classification",
+        id2label={0: "value"} if regression else {0: "no", 1: "yes"},
+        labels=truth.astype(np.float32) if regression else truth,
+        extras={"distances": np.exp(-stacked)} if distances else {},
+    )
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Everything but the task that is gone, and de3bert with seed 1. Shared: do not change it."""
+    results = Results(tmp_path_factory.mktemp("results"))
+    every = list(range(1, LAYERS + 1))
+    for cell in SUITE.cells():
+        layers = {"plain": [LAYERS], "plain-1": [1], "plain-2": [2]}.get(cell.recipe, every)
+        trace = toy_trace(layers, cell.seed, distances=cell.recipe == "de3bert", regression=cell.task == "numbers")
+        left_out = cell.task == "gone" or cell == Cell("toy", "de3bert", 1) or not served(cell)
+        if left_out or results.record(cell.task, SUITE.key(cell)) is not None:
+            continue
+        record = {"task": cell.task, "recipe": cell.recipe, "seed": cell.seed, "key": SUITE.key(cell), "seconds": 60.0,
+                  "pieces": 1, "rows": {"train": 500, "dev": UNITS}, "full_depth": 0.9, **ENDED,
+                  "metric": "pearson" if cell.task == "numbers" else "f1"}  # fmt: skip
+        results.keep(trace, record)
+    results.write(SUITE, lambda cell: status(cell, results))
+    return results
+
+
+def served(cell: Cell) -> bool:
+    return cell.task != "numbers" or cell.recipe in ("joint", "plain")
+
+
+def status(cell: Cell, results: Results) -> tuple[str | None, str | None]:
+    if not served(cell):
+        return None, "does not serve numbers"
+    key = SUITE.key(cell)
+    if results.record(cell.task, key) is not None:
+        return key, None
+    return key, "not available offline." if cell.task == "gone" else "not run yet"
+
+
+@pytest.fixture(scope="module")
+def numbers(kept: Results) -> dict[str, Any]:
+    suite, cells = kept.read()
+    assert suite == SUITE
+    result = compute(suite, cells, kept)
+    return json.loads(json.dumps(result))  # type: ignore[no-any-return]
+
+
+def row(numbers: dict[str, Any], name: str, task: str = "toy") -> dict[str, Any]:
+    table = next(one for one in numbers["tasks"] if one["task"] == task)
+    found: dict[str, Any] = next(one for one in table["rows"] if one["name"] == name)
+    return found
+
+
+def test_chosen_rules_score_as_compare_does() -> None:
+    trace = toy_trace([1, 2, 3, 4], 0, distances=True)
+    whole = compare(trace, targets=(1.5, 2.0), splits=4, resamples=50, metric="f1")
+    some = compare_rules(
+        trace, {"entropy": [make("entropy")], "depth": [make("depth")], "mine": [make("edr", lam=1.0)]},
+        targets=(1.5, 2.0), splits=4, resamples=50, metric="f1",
+    )  # fmt: skip
+    mine = {one["name"]: one for one in some["rows"]}
+    theirs = {one["name"]: one for one in whole["rows"]}
+    for ours, other in (("entropy", "entropy"), ("depth", "static"), ("mine", "edr (lam 1)")):
+        for one in (*mine[ours]["cells"], *theirs[other]["cells"]):
+            del one["settings"]  # all of them here; only what differs from the defaults there
+        for what in ("cells", "curve", "area"):
+            assert mine[ours][what] == theirs[other][what]
+    for what in ("full_depth", "exits", "oracle", "n", "metric", "num_layers"):
+        assert some[what] == whole[what]
+
+
+def test_every_row_is_there(numbers: dict[str, Any]) -> None:
+    toy = numbers["tasks"][0]
+    assert [(one["name"], one["kind"], one["seeds"]) for one in toy["rows"]] == [
+        ("joint", "recipe", [0, 1]),
+        ("energy", "recipe", [0, 1]),
+        ("de3bert", "recipe", [0]),
+        ("plain", "plain", [0, 1]),
+        ("entropy on de3bert", "entropy", [0]),  # joint's own row is entropy on joint, and energy shares its model
+        ("static exit of joint", "static", [0, 1]),
+        ("oracle of joint", "oracle", [0, 1]),
+        ("separately fine-tuned k layers", "layers", [0]),
+    ]
+    assert (toy["metric"], toy["n"], toy["train_rows"], toy["num_layers"]) == ("f1", UNITS, 500, LAYERS)
+    assert toy["not_run"] == [{"recipe": "de3bert", "seeds": [1], "reason": "not run yet"}]
+
+
+def test_means_and_spread_over_seeds(numbers: dict[str, Any], kept: Results) -> None:
+    found = []
+    for seed in (0, 1):
+        trace = kept.trace("toy", SUITE.key(Cell("toy", "energy", seed)))
+        table = compare(trace, targets=(2.0,), splits=4, resamples=50, metric="f1")
+        found.append(next(one["cells"][0] for one in table["rows"] if one["name"] == "energy"))
+    cell = row(numbers, "energy")["cells"][1]
+    assert cell["score"]["mean"] == pytest.approx(np.mean([one["score"] for one in found]))
+    assert cell["score"]["se"] == pytest.approx(abs(found[0]["score"] - found[1]["score"]) / 2)
+    assert cell["gap"]["mean"] == pytest.approx(np.mean([one["against_baseline"]["mean"] for one in found]))
+    assert cell["gap"]["interval"][0] == pytest.approx(
+        np.mean([one["against_baseline"]["interval"][0] for one in found])
+    )
+    assert row(numbers, "de3bert")["cells"][1]["score"]["se"] is None
+
+
+def test_layers_trained_by_themselves(numbers: dict[str, Any], kept: Results) -> None:
+    by_layers = row(numbers, "separately fine-tuned k layers")
+    # 4 / 2 is fast enough for 1.5x and 2x (three layers were not trained), 4 / 1 for 3x.
+    assert [cell["layer_speedup"] for cell in by_layers["cells"]] == [2, 2, 4]
+    trace = kept.trace("toy", SUITE.key(Cell("toy", "plain-2", 0)))
+    labels, said = trace.labels_known(), trace.logits[-1].argmax(-1)
+    f1 = 2 * (said & labels).sum() / (said.sum() + labels.sum())
+    assert by_layers["cells"][0]["score"]["mean"] == pytest.approx(f1)
+    assert by_layers["full_depth"] == row(numbers, "plain")["full_depth"]
+    one, two, four = (point["score"]["mean"] for point in by_layers["curve"])
+    assert by_layers["area"]["mean"] == pytest.approx(((one + two) / 2 * 0.25 + (two + four) / 2 * 0.5) / 0.75)
+
+
+def test_the_oracle_is_best(numbers: dict[str, Any]) -> None:
+    best = row(numbers, "oracle of joint")["curve"][0]
+    assert best["score"]["mean"] > max(cell["score"]["mean"] for cell in row(numbers, "joint")["cells"] if cell)
+
+
+def test_regression_is_measured_against_static_exits(numbers: dict[str, Any]) -> None:
+    table = numbers["tasks"][1]
+    assert table["against"] == "depth"
+    assert [one["name"] for one in table["rows"]] == ["joint", "plain", "static exit of joint"]
+    assert "the best static exit on the same" in as_markdown(numbers)
+    assert {one["recipe"] for one in table["not_run"]} == {"energy", "de3bert"}
+
+
+def test_stored_cells_make_the_same_tables_and_plots(kept: Results, numbers: dict[str, Any]) -> None:
+    suite, cells = kept.read()
+    again = compute(suite, cells, kept)
+    assert as_markdown(again, pictures="p") == as_markdown(numbers, pictures="p")
+    assert again["tasks"] == numbers["tasks"]
+    assert plot_tier(again, "A") == plot_tier(numbers, "A")
+
+
+def test_the_page(numbers: dict[str, Any]) -> None:
+    page = as_markdown(numbers, pictures="comparison")
+    assert "![score against layer speed-up, a panel a task](comparison/tier-A.png)" in page
+    assert "- gone: not available offline" in page
+    assert "Not run: de3bert (seed 1): not run yet." in page
+    assert "| entropy on de3bert |" in page
+    lines = page.splitlines()
+    for table in ("| | leaves by |", "| | 1.5x |"):
+        start = next(n for n, line in enumerate(lines) if line.startswith(table))
+        width = lines[start].count("|")
+        rest = lines[start:]
+        rest = rest[: rest.index("")]
+        assert {line.count("|") for line in rest} == {width}
+    gaps = page[page.index("Points won or lost") :].split("\n\n")[1]
+    assert "energy" in gaps
+    assert "\n| joint |" not in gaps  # entropy against itself
+
+
+def test_a_cascade_is_as_fast_as_its_layers_say(tmp_path: Path) -> None:
+    """Two layers, then four more from the beginning: who goes through both is slower than the encoder alone."""
+    cell = Cell("toy", "cascade", 0)
+    tier = {"name": "A", "recipes": ["cascade"], "seeds": {"toy": 1}}
+    suite = Suite.from_json(
+        SUITE.to_json() | {"tiers": [tier], "entries": {"cascade": entry("cascade", recipe="cascadebert")}}
+    )
+    results, key = Results(tmp_path), suite.key(cell)
+    record = {"task": "toy", "recipe": "cascade", "seed": 0, "key": key, "seconds": 1.0, "pieces": 1, "metric": "f1"}
+    results.keep(toy_trace([2, 6], 0), record | {"rows": {"train": 5, "dev": UNITS}, "full_depth": 0.9, **ENDED})
+    cells = results.write(suite, lambda one: (key, None) if one == cell else (None, "no"))
+    numbers = compute(suite, cells, results)
+    assert numbers["tasks"][0]["num_layers"] == 4
+    found = row(numbers, "cascade")
+    # At most 4 / 2 is reached, where everyone leaves after the first model.
+    assert 1.8 < found["cells"][1]["layer_speedup"] <= 2
+    assert found["cells"][2] is None
+    assert 1.5 <= found["cells"][0]["layer_speedup"] < 1.8
+    assert found["curve"][0]["target"] == pytest.approx(4 / 6)
+
+
+def test_a_picture_a_tier_that_has_curves(numbers: dict[str, Any]) -> None:
+    assert figures(numbers) == {"tier-A.png": "A"}
+    assert plot_tier(numbers, "A").startswith(b"\x89PNG")
+
+
+def test_nothing_run_yet(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    with pytest.raises(RunError, match="run the suite first"):
+        results.read()
+    cells = results.write(SUITE, lambda cell: (None, "no data"))
+    numbers = compute(SUITE, cells, results)
+    assert figures(numbers) == {}
+    assert "- toy: no data" in as_markdown(numbers, pictures="p")
+
+
+def test_a_block_is_replaced() -> None:
+    page = "a\n<!-- x:begin -->\nold\n<!-- x:end -->\nb"
+    assert replace_block(page, "x", r"\1 new") == "a\n<!-- x:begin -->\n\\1 new\n<!-- x:end -->\nb"
+    with pytest.raises(OfframpError, match="no block y"):
+        replace_block(page, "y", "")
