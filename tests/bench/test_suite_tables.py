@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,6 @@ import numpy as np
 import pytest
 
 from offramp.bench.suite import Cell, Suite
-from offramp.bench.suite_compare import compare_rules
 from offramp.bench.suite_page import as_markdown, replace_block
 from offramp.bench.suite_plots import figures, plot_tier
 from offramp.bench.suite_results import Results
@@ -127,8 +127,8 @@ def row(numbers: dict[str, Any], name: str, task: str = "toy") -> dict[str, Any]
 def test_chosen_rules_score_as_compare_does() -> None:
     trace = toy_trace([1, 2, 3, 4], 0, distances=True)
     whole = compare(trace, targets=(1.5, 2.0), splits=4, resamples=50, metric="f1")
-    some = compare_rules(
-        trace, {"entropy": [make("entropy")], "depth": [make("depth")], "mine": [make("edr", lam=1.0)]},
+    some = compare(
+        trace, rules={"entropy": [make("entropy")], "depth": [make("depth")], "mine": [make("edr", lam=1.0)]},
         targets=(1.5, 2.0), splits=4, resamples=50, metric="f1",
     )  # fmt: skip
     mine = {one["name"]: one for one in some["rows"]}
@@ -235,7 +235,10 @@ def test_a_cascade_is_as_fast_as_its_layers_say(tmp_path: Path) -> None:
     )
     results, key = Results(tmp_path), suite.key(cell)
     record = {"task": "toy", "recipe": "cascade", "seed": 0, "key": key, "seconds": 1.0, "pieces": 1, "metric": "f1"}
-    results.keep(toy_trace([2, 6], 0), record | {"rows": {"train": 5, "dev": UNITS}, "full_depth": 0.9, **ENDED})
+    results.keep(
+        replace(toy_trace([2, 6], 0), full_layers=4),
+        record | {"rows": {"train": 5, "dev": UNITS}, "full_depth": 0.9, **ENDED},
+    )
     cells = results.write(suite, lambda one: (key, None) if one == cell else (None, "no"))
     numbers = compute(suite, cells, results)
     assert numbers["tasks"][0]["num_layers"] == 4
@@ -244,7 +247,7 @@ def test_a_cascade_is_as_fast_as_its_layers_say(tmp_path: Path) -> None:
     assert 1.8 < found["cells"][1]["layer_speedup"] <= 2
     assert found["cells"][2] is None
     assert 1.5 <= found["cells"][0]["layer_speedup"] < 1.8
-    assert found["curve"][0]["target"] == pytest.approx(4 / 6)
+    assert found["curve"][0]["target"] == 1
 
 
 def test_a_picture_a_tier_that_has_curves(numbers: dict[str, Any]) -> None:

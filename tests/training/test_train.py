@@ -377,7 +377,7 @@ def test_de3bert_says_at_once_that_it_needs_one_class_a_text(
     make_plan: MakePlan, toy_data: Callable[[str], str], tmp_path: Path
 ) -> None:
     for kind in (MULTI, "regression"):
-        with pytest.raises(UnsupportedError, match=f"the data is {kind}: choose a recipe that serves it"):
+        with pytest.raises(UnsupportedError, match=f"the data is {kind}: choose one that does .*joint"):
             train(make_plan(tmp_path / "run", data=toy_data(kind)))
     assert not list(tmp_path.iterdir())
 
@@ -636,3 +636,24 @@ def test_two_processes_train_and_write_one_run(tiny_encoder: str, toy_data: Any,
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
     means = weights(run.folder)["offramp.heads.0.prototypes.means"]
     assert means.abs().sum() > 0
+
+
+def test_a_phase_that_cannot_run_is_refused_before_the_first(make_plan: MakePlan, tmp_path: Path) -> None:
+    with pytest.raises(KnobError, match="there are none: give it --exits"):
+        train(make_plan(tmp_path / "run", recipe="deebert", exits=()))
+    with pytest.raises(KnobError, match=r"objective\.by must be one of"):
+        train(make_plan(tmp_path / "run", recipe="deebert", settings={"objective.by": "breadth"}))
+    assert not (tmp_path / "run").exists()
+    assert not list(tmp_path.glob("run.training/phase-*"))
+
+
+def test_a_last_exit_like_the_others_is_trained_with_the_encoder(make_plan: MakePlan, tmp_path: Path) -> None:
+    """In the first of two phases, and not with the early exits in the second."""
+    from offramp.model.modeling import load_early_exit, parameters_of
+
+    run = train(make_plan(tmp_path / "run", recipe="fastbert", last_exit="head"))
+    names = {name for name, _ in parameters_of(load_early_exit(run.folder), "backbone")}
+    assert any(name.startswith("offramp.last.") for name in names)
+    trace = load_trace(run.folder / "traces" / "dev.safetensors")
+    assert trace.labels is not None
+    assert (trace.logits[-1].argmax(-1) == trace.labels).mean() > 0.5  # of three classes

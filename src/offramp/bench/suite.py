@@ -14,6 +14,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from offramp.calibration.fitting import Fitted
 from offramp.criteria import Criterion, make
 from offramp.errors import DataError, KnobError
 from offramp.recipes import Recipe, load_recipe
@@ -67,15 +68,18 @@ class Entry:
         """
         return load_recipe(self.recipe).changed(self.settings)
 
-    def rule(self, problem_type: ProblemType) -> Criterion:
-        """The criterion this row leaves by.
+    def rule(self, problem_type: ProblemType) -> Criterion | Fitted:
+        """The criterion this row leaves by, or the one whose settings are to be learned.
 
         Raises:
             KnobError: no such recipe, setting or criterion.
             UnsupportedError: it does not serve the problem type.
         """
-        own = self.loaded().criterion(problem_type)
-        return own if self.criterion is None else make(self.criterion, problem_type=problem_type)
+        recipe = self.loaded()
+        own = recipe.criterion(problem_type)
+        rule = own if self.criterion is None else make(self.criterion, problem_type=problem_type)
+        fit = rule.fit or (recipe.learns(problem_type) if self.criterion is None else None)
+        return rule if fit is None else Fitted(rule, fit)
 
 
 @dataclass(frozen=True, kw_only=True)

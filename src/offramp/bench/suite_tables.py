@@ -15,8 +15,9 @@ import numpy as np
 
 from offramp.bench.provenance import provenance
 from offramp.bench.suite import Suite
-from offramp.bench.suite_compare import compare_rules
 from offramp.bench.suite_results import DONE, Results
+from offramp.calibration.compare import Rules, compare
+from offramp.calibration.fitting import Fitted
 from offramp.calibration.sweep import LAMBDAS
 from offramp.criteria import Criterion, available, make
 from offramp.traces.curves import mean_score
@@ -132,60 +133,33 @@ def _compared(
         say(f"{task}: {', '.join(cell['recipe'] for cell in mine)}, seed {mine[0]['seed']}")
         contenders = _contenders({cell["recipe"]: rules[cell["recipe"]] for cell in mine}, trace)
         first = mine[0]["recipe"]
-        extra = _extra_layers(suite, first, trace)
-        result = compare_rules(
+        result = compare(
             trace,
-            contenders,
-            targets=[target * extra for target in suite.targets],
+            rules=contenders,
+            targets=suite.targets,
             splits=suite.splits,
             resamples=suite.resamples,
             metric=suite.tasks[task].metric,
         )
-        result = result if extra == 1 else _rescaled(result, extra)
         found += [{**result, "entry": cell["recipe"], "seed": cell["seed"], "first": first} for cell in mine]
     return found
 
 
-def _extra_layers(suite: Suite, entry: str, trace: Trace) -> float:
-    """Layers of the slowest way through over those of the encoder: more than 1 where smaller models run before it."""
-    if not suite.entries[entry].loaded().members or trace.num_exits == 1:
-        return 1.0
-    return trace.num_layers / int(trace.layers[-1] - trace.layers[-2])
-
-
-def _rescaled(result: Json, extra: float) -> Json:
-    """A result whose layer speed-ups are those against the encoder alone, as everyone else's are."""
-
-    def point(one: Json | None) -> Json | None:
-        scaled = {} if one is None else {name: one[name] / extra for name in ("target", "layer_speedup") if name in one}
-        return None if one is None else one | scaled
-
-    rows = [
-        row | {"cells": [point(cell) for cell in row["cells"]], "curve": [point(one) for one in row["curve"]]}
-        for row in result["rows"]
-    ]
-    return result | {
-        "targets": [target / extra for target in result["targets"]],
-        "num_layers": round(result["num_layers"] / extra),
-        "exits": [point(one) for one in result["exits"]],
-        "oracle": point(result["oracle"]),
-        "rows": rows,
-    }
-
-
-def _contenders(rules: Mapping[str, Criterion], trace: Trace) -> dict[str, list[Criterion]]:
+def _contenders(rules: Mapping[str, Criterion | Fitted], trace: Trace) -> dict[str, Rules]:
     """Name of a row -> the criterion with every setting that is tried. A model without early exits has none."""
     if trace.num_exits == 1:
         return {}
-    found: dict[str, list[Criterion]] = {}
+    found: dict[str, Rules] = {}
     for name in ("entropy", "depth"):
         if trace.problem_type in available()[name].serves:
             found[name] = [make(name, problem_type=trace.problem_type)]
     return found | {f"recipe {entry}": _tried(rule) for entry, rule in rules.items()}
 
 
-def _tried(rule: Criterion) -> list[Criterion]:
+def _tried(rule: Criterion | Fitted) -> Rules:
     """The criterion, with the weights of distance against entropy that ``compare`` tries, where it has one."""
+    if isinstance(rule, Fitted):
+        return rule
     settings = asdict(rule)
     if "lam" not in settings:
         return [rule]
@@ -204,7 +178,8 @@ def _recipe_rows(suite: Suite, compared: Sequence[Json]) -> list[Json]:
             rows.append(_row(entry, "plain", entry, "full depth", mine, None))
             continue
         criterion = suite.entries[entry].rule(first["problem_type"])
-        rows.append(_row(entry, "recipe", entry, criterion.name, mine, f"recipe {entry}"))
+        name = criterion.criterion.name if isinstance(criterion, Fitted) else criterion.name
+        rows.append(_row(entry, "recipe", entry, name, mine, f"recipe {entry}"))
     return rows
 
 

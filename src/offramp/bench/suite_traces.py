@@ -47,7 +47,7 @@ def save_small(trace: Trace, path: Path) -> int:
         del arrays["offsets"]  # each unit is an item
     if trace.labels is not None:
         arrays["labels"] = smallest(trace.labels)
-    record = {"format": FORMAT, **{name: getattr(trace, name) for name in _SETTINGS}}
+    record = {"format": FORMAT, **{name: getattr(trace, name) for name in (*_SETTINGS, "full_layers")}}
     record["id2label"] = {str(index): label for index, label in trace.id2label.items()}
     arrays["record"] = np.frombuffer(json.dumps(record, ensure_ascii=False).encode(), dtype=np.uint8)
     file = io.BytesIO()
@@ -87,6 +87,7 @@ def _trace(arrays: dict[str, NDArray[Any]], record: Mapping[str, Any]) -> Trace:
         labels=None if labels is None else labels.astype(kinds[record["problem_type"]]),
         extras=extras,
         id2label={int(index): label for index, label in record["id2label"].items()},
+        full_layers=record.get("full_layers"),
         **{name: record[name] for name in _SETTINGS},
     )
 

@@ -10,9 +10,10 @@ Where a metric is made of counts (F1, Matthews), the product is taken column by 
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
@@ -20,16 +21,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.calibration.fitting import FITS, Fitted, held_out_scores
 from offramp.calibration.sweep import candidates
-from offramp.criteria import make
-from offramp.criteria.base import Scored
+from offramp.criteria import Criterion, Scored, make
 from offramp.errors import DataError, KnobError
 from offramp.traces.curves import knob_grid, mean_score, oracle, resamples, thresholds
 from offramp.traces.replay import Outcome, exits_at, replay, running_minimum, scores
 from offramp.traces.tally import Tally, Voices, make_tally
 from offramp.traces.trace import Trace
 
-__all__ = ["CURVE_TARGETS", "FORMAT", "compare"]
+__all__ = ["CURVE_TARGETS", "FORMAT", "Rules", "compare", "usual_rules"]
 
 FORMAT = 1
 """Number of the result's form."""
@@ -43,6 +44,12 @@ _GRID = 300  # thresholds a criterion and setting
 _EXAMPLES = 8
 _DRAWN = 64  # resamples at a time, where a metric is made of counts
 
+_FIT_ROWS = 64  # fewer teach nothing
+_FIT_SPLITS = 10  # halvings on which settings are learned: each takes a second
+
+Rules = Sequence[Criterion] | Fitted
+"""What competes in a row: a criterion with every setting that may be chosen, or one whose settings are learned."""
+
 _Table = Floats | Voices
 """Features of V answers to every unit: [V, U, S], or column by column where they are counts."""
 
@@ -50,6 +57,7 @@ _Table = Floats | Voices
 def compare(
     trace: Trace,
     *,
+    rules: Mapping[str, Rules] | None = None,
     targets: Sequence[float] = (1.5, 2.0, 3.0, 4.0),
     splits: int = 50,
     seed: int = 0,
@@ -61,6 +69,8 @@ def compare(
 
     Args:
         trace: with labels, of rows that were not trained on.
+        rules: name of a row of the table -> what competes there; by default ``usual_rules``. Gaps are taken against
+            the row called ``entropy``, or else ``static``, or else ``depth``.
         targets: layer speed-ups.
         splits: random halvings.
         seed: of the halvings and of the bootstrap.
@@ -105,11 +115,10 @@ def compare(
     bench = _Bench(trace, tally, tally.check(metric), splits, seed, resamples)
     shown = 2.0 if 2.0 in targets or not targets else float(targets[0])
     curve_targets = [t for t in CURVE_TARGETS if t <= trace.num_layers / int(trace.layers[0])]
-    contenders, results = [], {}
-    for contender in _contenders(bench, progress):
-        contenders.append(contender)
-        results[contender.name] = _results(bench, contender, {*targets, *curve_targets, shown})
-    baseline = "entropy" if "entropy" in results else "static"
+    rows = _rows(bench, usual_rules(trace) if rules is None else rules, {*targets, *curve_targets, shown}, progress)
+    results = {row.name: row.results for row in rows}
+    baseline = next((name for name in ("entropy", "static", "depth") if name in results), None)
+    against = None if baseline is None else results[baseline]
     return {
         "format": FORMAT,
         **_about(bench),
@@ -120,17 +129,17 @@ def compare(
         "oracle": _oracle(bench),
         "rows": [
             {
-                "name": contender.name,
-                "criterion": contender.criterion,
-                "label": contender.label,
-                **_areas(bench, contender),
-                "cells": [_cell(bench, results[contender.name][t], results[baseline][t]) for t in targets],
-                "curve": [point for t in curve_targets if (point := _point(results[contender.name][t]))],
+                "name": row.name,
+                "criterion": row.criterion,
+                "label": row.label,
+                **row.areas,
+                "cells": [_cell(bench, row.results[t], None if against is None else against[t]) for t in targets],
+                "curve": [point for t in curve_targets if (point := _point(row.results[t]))],
             }
-            for contender in contenders
+            for row in rows
         ],
         "histogram": {"target": shown, "shares": {name: _shares(found[shown]) for name, found in results.items()}},
-        "examples": _examples(bench, results[baseline][shown]),
+        "examples": _examples(bench, None if against is None else against[shown]),
     }
 
 
@@ -287,11 +296,8 @@ def _spoken(table: Floats, voices: NDArray[Any]) -> Floats:
 
 @dataclass(frozen=True, eq=False)
 class _Contender:
-    """A row of the table: P candidates (settings and knobs), and what each of them would do with every unit."""
+    """What competes in a row: P candidates (settings and knobs), and what each of them would do with every unit."""
 
-    name: str
-    criterion: str
-    label: str
     settings: list[dict[str, Any]]
     """Of each group of candidates."""
     group: NDArray[np.int64]
@@ -310,45 +316,180 @@ class _Contender:
     """[P, 2 * splits]: the layer fraction on each half."""
 
 
-def _contenders(bench: _Bench, progress: Callable[[int, int], None] | None) -> Iterator[_Contender]:
-    """One after the other; whoever asks for the next one is done with the last."""
-    entries = _entries(bench.trace)
-    for done, (name, criterion, label, settings) in enumerate(entries):
-        if progress is not None:
-            progress(done, len(entries))
-        yield _enter(bench, name, criterion, label, settings)
-    if progress is not None:
-        progress(len(entries), len(entries))
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """A row of the table."""
+
+    name: str
+    criterion: str
+    label: str
+    areas: dict[str, Any]
+    results: dict[float, _Result | None]
+    """Target -> result, or None where it is not reached."""
 
 
-def _entries(trace: Trace) -> list[tuple[str, str, str, list[dict[str, Any]]]]:
-    """Name, criterion, label and settings of every row of the table."""
-    found = []
+def usual_rules(trace: Trace) -> dict[str, Rules]:
+    """Every criterion that can be run on a trace, the usual ones first and the static exits last."""
+    found: dict[str, Rules] = {}
     for name, settings in candidates(trace):
-        label = make(name, **settings[0]).summary
-        if name == "depth":
-            found.append(("static", name, "every text leaves at the same exit", settings))
-            continue
-        found.append((name, name, label, settings))
-        if len(settings) > 1:  # a row of its own for the default, so that choosing is seen to help or not
-            plain = [s for s in settings if make(name, **s) == make(name, problem_type=trace.problem_type)]
-            for one in plain:
-                shown = ", ".join(f"{k} {v:g}" for k, v in one.items() if k != "problem_type")
-                found.append((f"{name} ({shown})", name, label, [one]))
+        rules = [make(name, **one) for one in settings]
+        found["static" if name == "depth" else name] = rules
+        if len(rules) > 1:  # a row of its own for the default, so that choosing is seen to help or not
+            for one, rule in zip(settings, rules, strict=True):
+                if rule == make(name, problem_type=trace.problem_type):
+                    shown = ", ".join(f"{k} {v:g}" for k, v in one.items() if k != "problem_type")
+                    found[f"{name} ({shown})"] = [rule]
+    found |= _usual_fits(trace)
     order = {name: place for place, name in enumerate(("entropy", "confidence", "patience", "dr", "edr"))}
-    # The usual ones first, new criteria after them, the static exits last.
-    return sorted(found, key=lambda entry: (entry[0] == "static", order.get(entry[1], len(order))))
+
+    def place(name: str) -> tuple[bool, int]:
+        return name == "static", order.get(name.partition(" (")[0], len(order))
+
+    return {name: found[name] for name in sorted(found, key=place)}
 
 
-def _enter(bench: _Bench, name: str, criterion: str, label: str, settings: list[dict[str, Any]]) -> _Contender:
+def _usual_fits(trace: Trace) -> dict[str, Rules]:
+    """Criteria whose settings are learned, where there is enough to learn from."""
+    enough = trace.num_exits > 1 and len(trace.lengths) >= _FIT_ROWS
+    if trace.problem_type != "single_label_classification" or not enough:
+        return {}
+    found: dict[str, Rules] = {"confidence (temperatures)": Fitted(make("confidence"), "temperature")}
+    if importlib.util.find_spec("sklearn") is not None:
+        found["learned_stopping"] = Fitted(make("learned_stopping"), "stopping")
+    return found
+
+
+def _rows(
+    bench: _Bench,
+    rules: Mapping[str, Rules],
+    targets: Iterable[float],
+    progress: Callable[[int, int], None] | None,
+) -> list[_Row]:
+    """One after the other: what is tried out for a row is forgotten with it."""
+    found: list[_Row] = []
+    for name, tried in rules.items():
+        if progress is not None:
+            progress(len(found), len(rules))
+        found.append(_fitted(bench, name, tried, targets) if isinstance(tried, Fitted) else
+                     _tried(bench, name, tried, targets))  # fmt: skip
+    if progress is not None:
+        progress(len(rules), len(rules))
+    return found
+
+
+def _tried(bench: _Bench, name: str, rules: Sequence[Criterion], targets: Iterable[float]) -> _Row:
+    contender = _enter(bench, rules)
+    label = "every text leaves at the same exit" if name == "static" else rules[0].summary
+    return _Row(name, rules[0].name, label, _areas(bench, contender), _results(bench, contender, targets))
+
+
+def _settings(rules: Sequence[Criterion]) -> list[dict[str, Any]]:
+    """Of each rule: its problem type, and what any of them does not leave at its default."""
+    names = [
+        one.name
+        for one in fields(rules[0])
+        if one.name == "problem_type" or any(getattr(rule, one.name) != one.default for rule in rules)
+    ]
+    return [{name: getattr(rule, name) for name in names} for rule in rules]
+
+
+def _fitted(bench: _Bench, name: str, fitted: Fitted, targets: Iterable[float]) -> _Row:
+    """A row whose settings are learned on each half: the knob is chosen there on rows that they were not learned on."""
+    splits = min(_FIT_SPLITS, bench.splits)
+    sides = [_fit_side(bench, fitted, side) for split in range(splits) for side in (split, split + bench.splits)]
+    results = {target: _fitted_result(bench, sides, target) for target in targets}
+    low = float(bench.trace.layers[0]) / bench.trace.num_layers
+    area = float(np.mean([side.area(bench, low) for side in sides]))
+    settings = {"problem_type": bench.trace.problem_type}
+    areas = {"area": area, "areas": [{"settings": settings, "area": area}]}
+    return _Row(name, fitted.criterion.name, f"{fitted.criterion.summary} (fitted)", areas, results)
+
+
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """What was learned on one half, and what it does there and on the other."""
+
+    mine: NDArray[np.bool_]
+    """[U]: who is in the half."""
+    values: Floats
+    """[P]: thresholds."""
+    exits: NDArray[np.int64]
+    """[P, U]: on the half itself by settings that were learned without the row."""
+    table: Floats
+    """[E, U, S]: features of what each exit says."""
+
+    def scored(self, bench: _Bench, units: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+        """Metric and layer fraction of every threshold on some units: [P] each."""
+        where = np.flatnonzero(units)
+        scored = [float(bench.value(self.table[exits[where], where].sum(axis=0), len(where))) for exits in self.exits]
+        fraction = bench.trace.layers[self.exits[:, where]].mean(axis=1) / bench.trace.num_layers
+        return np.array(scored), fraction
+
+    def area(self, bench: _Bench, low: float) -> float:
+        """Mean score over layer fractions on the other half."""
+        scored, fraction = self.scored(bench, ~self.mine)
+        rows = np.flatnonzero(~self.mine)
+        first, last = (float(bench.value(self.table[e][rows].sum(axis=0), len(rows))) for e in (0, -1))
+        return float(mean_score(fraction, scored, ((low, first), (1.0, last))))
+
+    def choice(self, bench: _Bench, target: float) -> int | None:
+        """The best threshold on the half that is fast enough, the fastest of equals."""
+        scored, fraction = self.scored(bench, self.mine)
+        fast = fraction <= 1 / target + 1e-12
+        if not fast.any():
+            return None
+        best = fast & (scored >= scored[fast].max() - 1e-9)
+        return int(np.where(best, fraction, np.inf).argmin())
+
+
+def _fit_side(bench: _Bench, fitted: Fitted, side: int) -> _Side:
+    trace, fit = bench.trace, FITS[fitted.fit]
+    mine = bench.sides[:, side] > 0
+    items = np.zeros(len(trace.lengths), dtype=bool)
+    items[bench.item_of_unit[mine]] = True
+    half = trace.select(items)
+    rule = fit(half, fitted.criterion)
+    assert isinstance(rule, Scored)
+    doubt = scores(trace, rule)
+    doubt[:, mine] = held_out_scores(half, fitted.criterion, fit, seed=bench.seed)
+    values = thresholds(running_minimum(doubt[:, mine]), rule.knobs["threshold"], max_points=_GRID)
+    return _Side(mine, values, exits_at(doubt, values), np.stack([bench.features(one) for one in trace.logits]))
+
+
+def _fitted_result(bench: _Bench, sides: Sequence[_Side], target: float) -> _Result | None:
+    chosen = [side.choice(bench, target) for side in sides]
+    if any(place is None for place in chosen):
+        return None
+    # On each split the rows of one half are answered by what was learned on the other.
+    exits = np.empty((len(sides) // 2, bench.trace.num_units), dtype=np.int64)
+    for number, (side, place) in enumerate(zip(sides, chosen, strict=True)):
+        exits[number // 2, ~side.mine] = side.exits[place, ~side.mine]
+    table = bench.table(list(bench.trace.logits))
+    voices = exits.astype(np.uint16)
+    knobs = [float(side.values[place]) for side, place in zip(sides, chosen, strict=True)]
+    values = bench.value(bench.summed(table, voices), bench.trace.num_units)
+    return _Result(
+        target=float(target),
+        score=float(values.mean()),
+        samples=bench.samples(table, voices),
+        layer_speedup=bench.trace.num_layers / float(bench.trace.layers[exits].mean()),
+        shares=_counted(bench, exits),
+        exits=np.rint(np.median(exits, axis=0)).astype(np.int64),
+        chosen={
+            "settings": {"problem_type": bench.trace.problem_type},
+            "knobs": {"threshold": float(np.median(knobs))},
+        },
+    )
+
+
+def _enter(bench: _Bench, rules: Sequence[Criterion]) -> _Contender:
     trace = bench.trace
     knobs: list[dict[str, float]] = []
     group: list[int] = []
     exits: list[NDArray[np.uint8]] = []
     voices: list[NDArray[np.uint16]] = []
     answers = list(trace.logits)
-    for number, one in enumerate(settings):
-        rule = make(criterion, **one)
+    for number, rule in enumerate(rules):
         if isinstance(rule, Scored):
             doubt = scores(trace, rule)
             values = thresholds(running_minimum(doubt), rule.knobs["threshold"], max_points=_GRID)
@@ -365,7 +506,7 @@ def _enter(bench: _Bench, name: str, criterion: str, label: str, settings: list[
         exits.append(left.astype(np.uint8))
     table, where, whose = bench.table(answers), np.concatenate(exits), np.concatenate(voices)
     scored, fraction = _halved(bench, where, table, whose)
-    return _Contender(name, criterion, label, settings, np.array(group), knobs, where, table, whose, scored, fraction)
+    return _Contender(_settings(rules), np.array(group), knobs, where, table, whose, scored, fraction)
 
 
 def _voices(trace: Trace, outcome: Outcome, answers: list[NDArray[Any]]) -> NDArray[np.uint16]:

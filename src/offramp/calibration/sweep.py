@@ -29,13 +29,15 @@ _GRIDS: Mapping[str, tuple[Any, ...]] = {"lam": LAMBDAS}
 def candidates(trace: Trace) -> list[tuple[str, list[dict[str, Any]]]]:
     """Criteria that can be run on a trace (by problem type, and by what its exits give), with settings to try.
 
+    Those whose settings are learned are not among them: ``calibration.fitting``.
+
     Returns:
         (name, settings), each of the settings fit for ``offramp.criteria.make(name, **settings)``.
     """
     given = frozenset.intersection(*(trace.gives(e) for e in range(max(1, trace.num_exits - 1))))
     found = []
     for name, kind in available().items():
-        if trace.problem_type in kind.serves and kind.needs <= given:
+        if trace.problem_type in kind.serves and kind.needs <= given and kind.fit is None:
             settings: list[dict[str, Any]] = [{"problem_type": trace.problem_type}]
             for setting in fields(kind):
                 if setting.name in _GRIDS:
@@ -50,6 +52,7 @@ def choose(
     *,
     speedup: float | None = None,
     max_drop: float | None = None,
+    or_best: bool = False,
     knobs: Mapping[str, float] | None = None,
     metric: str | None = None,
     name: str | None = None,
@@ -65,6 +68,8 @@ def choose(
         criterion: one that fits the trace.
         speedup: the most accurate knobs with at least this layer speed-up (the faster of equals).
         max_drop: the fastest knobs that score at most so many points (hundredths of the metric) below full depth.
+        or_best: where no knobs lose so little (a rule may answer otherwise than full depth even where nobody leaves
+            early), take those that score best instead of complaining.
         knobs: these, only measured.
         metric: by default the task's main one.
         name: by default made of what was asked for.
@@ -88,7 +93,7 @@ def choose(
             place, default_name = _fast_enough(points, speedup), f"speedup-{speedup:g}"
         else:
             assert max_drop is not None
-            place, default_name = _good_enough(points, max_drop), f"max-drop-{max_drop:g}"
+            place, default_name = _good_enough(points, max_drop, or_best), f"max-drop-{max_drop:g}"
         chosen = {key: float(values[place]) for key, values in points.knobs.items()}
     return OperatingPoint(
         name=name or default_name,
@@ -117,12 +122,14 @@ def _fast_enough(points: Curve, speedup: float) -> int:
     return int(reached[np.flatnonzero(score == score.max())[-1]])
 
 
-def _good_enough(points: Curve, max_drop: float) -> int:
-    """Index of the fastest point that loses at most so many hundredths against full depth."""
+def _good_enough(points: Curve, max_drop: float, or_best: bool) -> int:
+    """Index of the fastest point that loses at most so many hundredths against full depth; or else of the best."""
     if not max_drop >= 0:
         raise KnobError(f"a drop is 0 points or more, not {max_drop!r}")
     # Rounding must not turn away a point that loses exactly what is allowed.
     good = np.flatnonzero(points.score >= points.ends[1][1] - max_drop / 100 - 1e-9)
+    if len(good) == 0 and or_best:
+        good = np.flatnonzero(points.score == points.score.max())
     if len(good) == 0:
         raise KnobError(
             f"criterion {points.criterion!r} loses more than {max_drop:g} points with every knob on this data: "

@@ -58,6 +58,8 @@ class Criterion(ABC):
     """What a request may set."""
     needs: ClassVar[frozenset[str]] = frozenset()
     """Names of the extras it reads from an exit's output."""
+    fit: ClassVar[str | None] = None
+    """Where its settings are learned from a trace: the name of that in ``offramp.calibration.fitting``."""
 
     def __post_init__(self) -> None:
         if self.problem_type not in self.serves:
@@ -116,22 +118,28 @@ class Criterion(ABC):
 class Scored(Criterion):
     """A criterion that leaves where one number falls below a threshold: ``score < threshold``.
 
-    The score knows nothing of the exits before, so a whole trace is scored once and every threshold is read off it.
-    Lower scores are surer; a score is never NaN.
+    The score does not depend on the threshold, so a whole trace is scored once and every threshold is read off it.
+    Lower scores are surer; a score is never NaN. Most scores know nothing of the exits before; one that does overrides
+    ``follow`` and ``start``.
     """
 
     @abstractmethod
     def score(self, stage: Stage, output: ExitOutput) -> Array:
-        """[B]: how unsure the exit at the end of a stage is."""
+        """[B]: how unsure the exit at the end of a stage is, taken by itself."""
+
+    def follow(self, stage: Stage, output: ExitOutput, state: State) -> tuple[Array, State]:
+        """The score of units that came through the exits before, and their state after this one."""
+        return self.score(stage, output), state
 
     def start(self, units: Array) -> State:
         return {}
 
     def compared(self, stage: Stage, output: ExitOutput, state: State) -> Array | None:
-        return self.score(stage, output)
+        return self.follow(stage, output, state)[0]
 
     def step(self, stage: Stage, output: ExitOutput, state: State, knobs: Knobs) -> tuple[Decision, State]:
-        return Decision(self.score(stage, output) < knobs["threshold"], output.logits), state
+        score, state = self.follow(stage, output, state)
+        return Decision(score < knobs["threshold"], output.logits), state
 
 
 def log_softmax(logits: Array) -> Array:

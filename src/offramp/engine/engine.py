@@ -53,6 +53,8 @@ class _Rows:
     lengths: _Int
     caps: npt.NDArray[np.float64]
     """Knob ``max_layers``."""
+    executed: _Int
+    """Layers computed for it so far."""
     hidden: Array
     batch: Batch
     state: State
@@ -174,21 +176,29 @@ class Engine:
             return []
         stage = self._stages[work.stage]
         rows = self._admit(work.ids) if work.stage == 0 else self._collect(work)
-        self._count(stage, rows)
-        hidden = self._runtime.run(stage, rows.hidden, rows.batch)
-        if self._nobody_leaves(stage, rows):
-            self._park(stage.index + 1, replace(rows, hidden=hidden), np.ones(len(rows.ids), dtype=bool))
+        all_go_on = self._nobody_leaves(stage, rows)
+        # Where the next model starts from the inputs, nobody would need what this one computes.
+        if not (all_go_on and self._stages[stage.index + 1].starts_from == "inputs"):
+            rows = self._computed(stage, rows)
+        if all_go_on:
+            self._park(stage.index + 1, rows, np.ones(len(rows.ids), dtype=bool))
             return []
-        output, memory = self._runtime.exit(stage, hidden, rows.batch, rows.memory)
+        output, memory = self._runtime.exit(stage, rows.hidden, rows.batch, rows.memory)
         decision, state = decide(self._criterion, stage, output, rows.state, rows.knobs)
         leave, answers = _decided(decision)
         leave = leave | (rows.caps <= stage.layers) | stage.is_last
         if not leave.all():
-            self._park(stage.index + 1, replace(rows, hidden=hidden, memory=memory, state=state), ~leave)
+            self._park(stage.index + 1, replace(rows, memory=memory, state=state), ~leave)
         return [
-            Finished(int(rows.ids[row]), answers[row].copy(), stage.layers, stage.layers, stage.index)
+            Finished(int(rows.ids[row]), answers[row].copy(), stage.layers, int(rows.executed[row]), stage.index)
             for row in np.flatnonzero(leave)
         ]
+
+    def _computed(self, stage: Stage, rows: _Rows) -> _Rows:
+        """The rows after the layers of a stage."""
+        self._count(stage, rows)
+        hidden = self._runtime.run(stage, rows.hidden, rows.batch)
+        return replace(rows, hidden=hidden, executed=rows.executed + stage.last_layer - stage.first_layer)
 
     def _nobody_leaves(self, stage: Stage, rows: _Rows) -> bool:
         """Whether it is known, without running the exit, that all rows go on."""
@@ -297,6 +307,7 @@ class Engine:
             ids=inputs["ids"],
             lengths=inputs["lengths"],
             caps=columns["max_layers"],
+            executed=np.zeros(len(ids), dtype=np.int64),
             hidden=hidden,
             batch=batch,
             state=self._criterion.start(batch.lengths),
@@ -321,6 +332,8 @@ class Engine:
 
     def _park(self, stage: int, rows: _Rows, stay: npt.NDArray[np.bool_]) -> None:
         """Compact the rows that stay: drop the others, then the padding that only the others needed."""
+        if self._stages[stage].starts_from == "inputs":
+            rows = replace(rows, hidden=_nothing(rows.hidden))
         rows = _fit(_keep(stay, rows))
         self._parked[stage].append(rows)
         self._scheduler.put(stage, rows.ids.tolist(), rows.lengths.tolist())
@@ -340,7 +353,15 @@ def _keep(mask: npt.NDArray[np.bool_], rows: _Rows) -> _Rows:
     xp = array_namespace(rows.batch.lengths)
     there = xp.asarray(mask, device=device(rows.batch.lengths))
     hidden, batch, state, knobs, memory = keep(there, (rows.hidden, rows.batch, rows.state, rows.knobs, rows.memory))
-    return _Rows(rows.ids[mask], rows.lengths[mask], rows.caps[mask], hidden, batch, state, knobs, memory)
+    return _Rows(
+        rows.ids[mask], rows.lengths[mask], rows.caps[mask], rows.executed[mask], hidden, batch, state, knobs, memory
+    )
+
+
+def _nothing(hidden: Array) -> Array:
+    """[B, L, H] -> [B, L, 0]: what is kept of hidden states that no stage will read, so that none are moved about."""
+    xp = array_namespace(hidden)
+    return xp.zeros((*hidden.shape[:2], 0), dtype=hidden.dtype, device=device(hidden))
 
 
 def _merge(groups: Sequence[_Rows]) -> _Rows:
@@ -349,9 +370,9 @@ def _merge(groups: Sequence[_Rows]) -> _Rows:
     hidden, batch, state, knobs, memory = merge(
         [(rows.hidden, rows.batch, rows.state, rows.knobs, rows.memory) for rows in groups]
     )
-    columns = zip(*((rows.ids, rows.lengths, rows.caps) for rows in groups), strict=True)
-    ids, lengths, caps = (np.concatenate(column) for column in columns)
-    return _Rows(ids, lengths, caps, hidden, batch, state, knobs, memory)
+    columns = zip(*((rows.ids, rows.lengths, rows.caps, rows.executed) for rows in groups), strict=True)
+    ids, lengths, caps, executed = (np.concatenate(column) for column in columns)
+    return _Rows(ids, lengths, caps, executed, hidden, batch, state, knobs, memory)
 
 
 def _fit(rows: _Rows) -> _Rows:

@@ -75,6 +75,7 @@ def record(
         dtype=info.dtype,
         hashes=hashes,
         model=model,
+        full_layers=info.full_layers,
     )
 
 

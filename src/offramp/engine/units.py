@@ -44,7 +44,7 @@ class Finished:
     exit_layer: int
     """Layers up to the exit where the rule fired."""
     layers_executed: int
-    """Layers computed for it."""
+    """Layers computed for it: fewer than ``exit_layer`` where smaller models that could not answer were left out."""
     exit_index: int
     """That exit's place among the exits, from 0."""
 

@@ -32,6 +32,8 @@ class ExitSettings:
     """One head for all early exits."""
     last_exit: Literal["model", "head"] = "model"
     """The last exit is the model's own head, whole, or a head like the others."""
+    members: tuple[int, ...] = ()
+    """Layers of smaller complete models that answer before this one, small to large; there are no other exits then."""
     objective: str = "weighted_sum"
     objective_settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -39,6 +41,8 @@ class ExitSettings:
         check_pooling(self.pooling)
         if self.last_exit not in ("model", "head"):
             raise KnobError(f"last_exit must be model or head, not {self.last_exit!r}")
+        if self.members and self.layers is not None:
+            raise KnobError("exits stand after layers of the model, or smaller models answer first: not both")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for config.json."""
@@ -49,6 +53,7 @@ class ExitSettings:
             "pooling": self.pooling,
             "shared": self.shared,
             "last_exit": self.last_exit,
+            "members": list(self.members),
             "objective": self.objective,
             "objective_settings": dict(self.objective_settings),
         }
@@ -59,17 +64,20 @@ class ExitSettings:
         known = {key: value[key] for key in cls.__dataclass_fields__ if key in value}
         if known.get("layers") is not None:
             known["layers"] = tuple(int(layer) for layer in known["layers"])
+        known["members"] = tuple(int(layers) for layers in known.get("members", ()))
         if not isinstance(known.get("head", ""), str) or not isinstance(known.get("head_settings", {}), Mapping):
             raise ValueError("a head must have a name, and settings by name")
         return cls(**known)
 
 
-def make_stages(num_layers: int, layers: Sequence[int] | None) -> tuple[Stage, ...]:
-    """Stages of a model with exits after the given layers.
+def make_stages(num_layers: int, layers: Sequence[int] | None, members: Sequence[int] = ()) -> tuple[Stage, ...]:
+    """Stages of a model with exits after the given layers, or after smaller complete models with so many layers.
 
     Raises:
         KnobError: a layer that the model does not have, or layers that do not rise.
     """
+    if members:
+        return _cascade(num_layers, members)
     ends = list(range(1, num_layers + 1)) if layers is None else list(layers)
     if sorted(set(ends)) != ends or (ends and (ends[0] < 1 or ends[-1] > num_layers)):
         raise KnobError(f"exits must be rising layer numbers between 1 and {num_layers}, not {ends}")
@@ -82,6 +90,24 @@ def make_stages(num_layers: int, layers: Sequence[int] | None) -> tuple[Stage, .
     )
 
 
+def _cascade(num_layers: int, members: Sequence[int]) -> tuple[Stage, ...]:
+    """One stage a model. Whoever goes on starts anew in a larger one, and pays for both."""
+    if sorted(set(members)) != list(members) or members[0] < 1 or members[-1] >= num_layers:
+        raise KnobError(f"smaller models must have rising numbers of layers below {num_layers}, not {list(members)}")
+    depths = [*members, num_layers]
+    return tuple(
+        Stage(
+            index=i,
+            first_layer=0,
+            last_layer=depth,
+            layers=sum(depths[: i + 1]),
+            is_last=i == len(members),
+            starts_from="inputs" if i else "hidden",
+        )
+        for i, depth in enumerate(depths)
+    )
+
+
 class Exits(nn.Module):
     """Heads of all exits; stands in the model under the name ``offramp``.
 
@@ -91,10 +117,16 @@ class Exits(nn.Module):
         around: what the heads must know of the model.
         norm: pre-norm backbones only: the norm that hidden states need before an exit reads them; each exit gets a
             copy of its own, because scales differ by layer.
+        members: smaller complete models; each has an early exit.
     """
 
     def __init__(
-        self, settings: ExitSettings, stages: Sequence[Stage], around: Surroundings, norm: nn.LayerNorm | None
+        self,
+        settings: ExitSettings,
+        stages: Sequence[Stage],
+        around: Surroundings,
+        norm: nn.LayerNorm | None,
+        members: Sequence[nn.Module] = (),
     ) -> None:
         super().__init__()
         early = len(stages) - 1
@@ -107,6 +139,7 @@ class Exits(nn.Module):
         self.last = make_head("linear", around, {}) if settings.last_exit == "head" else None
         # None for the last exit: the backbone itself norms what its last layer gives.
         self.norms = nn.ModuleList([] if norm is None else [_like(norm) for _ in range(early)])
+        self.members = nn.ModuleList(members)
         self.objective: nn.Module | None = None
         # Where in its training it is; not saved: who trains says so.
         self.step, self.progress = 0, 1.0
@@ -150,9 +183,13 @@ class Exits(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, std: float, norm: nn.LayerNorm | None, pooler: nn.Linear | None) -> None:
-        """Fresh heads: weights from N(0, std), biases 0; norms, and poolers of their own, copied from the backbone."""
+        """Fresh heads: weights from N(0, std), biases 0; norms, and poolers of their own, copied from the backbone.
+
+        Members stay as they are.
+        """
+        pretrained = set(self.members.modules())
         for module in self.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and module not in pretrained:
                 module.weight.normal_(0.0, std)
                 if module.bias is not None:
                     module.bias.zero_()

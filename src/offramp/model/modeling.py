@@ -7,12 +7,13 @@ that holds the exits. So ``save_pretrained`` writes one safetensors file in whic
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from offramp.errors import OfframpError, RunError, UnsupportedError
+from offramp.errors import KnobError, OfframpError, RunError, UnsupportedError
 from offramp.model.backbone import Cut, cut, lengths_to_mask
 from offramp.model.exits import Exits, ExitSettings, make_stages
 from offramp.model.heads import HeadOutput, Reader, Surroundings, head_class
@@ -55,6 +56,8 @@ class EarlyExitMixin:
     offramp: Exits
     config: Any
     training: bool
+    plain_class: ClassVar[type[PreTrainedModel]]
+    """What it was before it had exits, and what its members are."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # type: ignore[call-arg]
@@ -65,7 +68,7 @@ class EarlyExitMixin:
         # Never None: plain transformers guesses it anew at every loss where it is.
         self.problem_type: ProblemType = self.config.problem_type or "single_label_classification"
         self.settings = settings
-        self.stages: tuple[Stage, ...] = make_stages(parts.num_layers, settings.layers)
+        self.stages: tuple[Stage, ...] = make_stages(parts.num_layers, settings.layers, settings.members)
         uses_pooler = settings.pooling == "backbone" and not head_class(settings.head).own_pooler
         around = Surroundings(
             hidden_size=parts.hidden_size,
@@ -74,8 +77,25 @@ class EarlyExitMixin:
             problem_type=self.problem_type,
             dropout=classifier_dropout(self.config),
         )
-        self.offramp = Exits(settings, self.stages, around, parts.exit_norm())
+        members = [self._smaller(layers) for layers in settings.members]
+        self.offramp = Exits(settings, self.stages, around, None if members else parts.exit_norm(), members)
         self._keep(make_objective(settings.objective, settings.objective_settings, num_exits=len(self.stages)))
+
+    def _smaller(self, layers: int) -> PreTrainedModel:
+        """An untrained plain model of the same kind with so many layers."""
+        config = copy.deepcopy(self.config)
+        group = cut(self).num_layers // config.num_hidden_layers  # ALBERT's layers may come several at a time
+        if layers % group:
+            raise KnobError(f"this model's layers come in groups of {group}: a smaller one cannot have {layers}")
+        config.num_hidden_layers = layers // group
+        return self.plain_class(config)
+
+    def cuts(self) -> tuple[Cut, ...]:
+        """What runs each stage: this model, or first the smaller ones."""
+        own = cut(self)
+        if not self.offramp.members:
+            return (own,) * len(self.stages)
+        return (*(cut(member) for member in self.offramp.members), own)
 
     @property
     def objective(self) -> Objective:
@@ -132,8 +152,19 @@ class EarlyExitMixin:
         assert head is not None
         # The last layer's hidden states are normed by the backbone itself.
         hidden = hidden if stage.is_last else self.offramp.normalise(stage.index, hidden)
-        reader = Reader(pool=lambda h, n: self.pool(parts, h, n), own=parts.head, common=self.offramp.common)
+        own = partial(self._member_head, parts) if self.offramp.members else parts.head
+        reader = Reader(pool=partial(self.pool, parts), own=own, common=self.offramp.common)
         return head(hidden, lengths, reader, memory)  # type: ignore[no-any-return]
+
+    def _member_head(self, parts: Cut, hidden: Tensor, lengths: Tensor) -> Tensor:
+        """A smaller model's own head, whole: [B, L, H] -> [B, C]. It reads what the settings pool, as one token.
+
+        A few layers seldom gather a text into its first token where a sentence encoder was not pretrained to.
+        """
+        if self.settings.pooling != "backbone":
+            hidden = pool_tokens(hidden, lengths, self.settings.pooling)[:, None]
+            lengths = torch.ones_like(lengths)
+        return parts.head(hidden, lengths)
 
     # No **kwargs: with them Trainer would hand over num_items_in_batch and stop dividing the loss by accumulation.
     def forward(
@@ -157,11 +188,13 @@ class EarlyExitMixin:
             UnsupportedError: padding elsewhere than on the right, or a row that is nothing else.
         """
         lengths = _lengths(input_ids, attention_mask)
-        parts = cut(self)
-        hidden = parts.embed(input_ids, lengths, token_type_ids)
+        cuts = self.cuts()
+        hidden = cuts[0].embed(input_ids, lengths, token_type_ids)
         outputs: list[HeadOutput] = []
         memory: Mapping[str, Tensor] = {}
-        for stage in self.stages:
+        for stage, parts in zip(self.stages, cuts, strict=True):
+            if stage.starts_from == "inputs":
+                hidden = parts.embed(input_ids, lengths, token_type_ids)
             hidden = self.run_stage(parts, stage, hidden, lengths)
             output, memory = self.run_exit(parts, stage, hidden, lengths, memory)
             outputs.append(output)
@@ -209,6 +242,7 @@ def early_exit_class(model_class: type[PreTrainedModel]) -> type[PreTrainedModel
     """The class with exits; it keeps the name, so that config.json's ``architectures`` stays loadable by anyone."""
     members = {
         "__module__": model_class.__module__,
+        "plain_class": model_class,
         # Whatever dtype is loaded: distances between near points have no digits left in bfloat16.
         "_keep_in_fp32_modules_strict": [*(model_class._keep_in_fp32_modules_strict or ()), "prototypes.means"],
     }
@@ -266,6 +300,9 @@ def add_exits(model: PreTrainedModel, settings: ExitSettings) -> PreTrainedModel
         raise
     setattr(model.config, SECTION, settings.to_json())
     parts = cut(model)
+    pretrained = model.state_dict()
+    for member in model.offramp.members:  # the first layers of the same checkpoint, and its embedding and head
+        member.load_state_dict({name: pretrained[name] for name in member.state_dict()})
     std = float(getattr(model.config, "initializer_range", 0.02))
     model.offramp.reset_parameters(std, parts.exit_norm(), parts.pooler())
     return model.to(next(model.parameters()).device)
@@ -303,7 +340,7 @@ def load_early_exit(folder: str | Path, *, dtype: torch.dtype = torch.float32) -
 
 
 def parameters_of(model: nn.Module, which: str) -> list[tuple[str, nn.Parameter]]:
-    """Named parameters of the ``heads`` (the exits), of the ``backbone`` (all else), or ``all``.
+    """Named parameters of the ``heads`` (the early exits), of the ``backbone`` (all else), or ``all``.
 
     Any other name means the exits' submodules of that name: ``"policy"`` means ``offramp.heads.*.policy.*``.
     """
@@ -311,7 +348,9 @@ def parameters_of(model: nn.Module, which: str) -> list[tuple[str, nn.Parameter]
 
     def belongs(name: str) -> bool:
         if which in ("heads", "backbone"):
-            return name.startswith(prefix) == (which == "heads")
+            # A last exit like the others is trained with the encoder, as the model's own head is.
+            early = name.startswith(prefix) and not name.startswith(f"{prefix}last.")
+            return early == (which == "heads")
         return which == "all" or (name.startswith(prefix) and which in name.split("."))
 
     return [(name, p) for name, p in model.named_parameters() if belongs(name)]

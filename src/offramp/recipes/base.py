@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from importlib import import_module
 from typing import Any, Literal
 
 from offramp.criteria import Criterion
@@ -53,6 +54,8 @@ class Phase:
     any other name: the exits' submodules of that name (``policy``). A frozen encoder runs without dropout."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Training arguments (transformers' names) of this phase that differ from the recipe's."""
+    fixed: bool = False
+    """Settings that an objective is changed with (``--set objective.by=depth``) are not meant for this phase's."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,15 @@ class Recipe:
     training: tuple[Phase, ...]
     criteria: Mapping[ProblemType, Criterion]
     """The rule it leaves by, for each problem type it serves."""
+    fit: str | None = None
+    """What of its criterion is learned from the trace of dev, by its name in ``offramp.calibration.fitting``; only
+    where texts have one class each."""
     exits: Literal["all", "last"] = "all"
     """Exits after every layer, or none but the last."""
     shared: bool = False
     """One head for all early exits."""
+    members: tuple[float, ...] = ()
+    """Smaller complete models that answer before the full one, in place of exits: shares of its layers, rising."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Training arguments (transformers' names) that differ from ``offramp.training.arguments``'s defaults."""
 
@@ -83,12 +91,18 @@ class Recipe:
         if problem_type not in self.criteria:
             raise UnsupportedError(
                 f"this recipe serves {', '.join(self.criteria)} and the data is {problem_type}: "
-                "choose a recipe that serves it (`--recipe joint` serves all)"
+                f"choose one that does ({', '.join(_able(problem_type))})"
             )
         return self.criteria[problem_type]
 
+    def learns(self, problem_type: ProblemType) -> str | None:
+        """The name of what of its criterion is learned from a trace, for a problem type; None: nothing."""
+        return self.fit if problem_type == "single_label_classification" else None
+
     def changed(self, settings: Mapping[str, Any]) -> Recipe:
         """The recipe with settings replaced: ``{"head.width": 64, "objective.alpha": 1.0, "criterion.lam": 5}``.
+
+        An objective's setting goes to those phases that name it, and to all phases where none does.
 
         Raises:
             KnobError: a name that does not begin with head, objective or criterion, or a setting that the recipe's
@@ -103,11 +117,17 @@ class Recipe:
         return replace(
             self,
             head=self.head.changed(groups["head"]),
-            training=tuple(
-                replace(phase, objective=phase.objective.changed(groups["objective"])) for phase in self.training
-            ),
+            training=tuple(self._changed_phase(phase, groups["objective"]) for phase in self.training),
             criteria=self._changed_criteria(groups["criterion"]),
         )
+
+    def _changed_phase(self, phase: Phase, settings: Mapping[str, Any]) -> Phase:
+        """Objectives differ by phase: one that a setting is not meant for would refuse it."""
+        named = {name for each in self.training if not each.fixed for name in each.objective.settings}
+        if phase.fixed:
+            return phase
+        meant = {k: v for k, v in settings.items() if k in phase.objective.settings or k not in named}
+        return replace(phase, objective=phase.objective.changed(meant))
 
     def _changed_criteria(self, settings: Mapping[str, Any]) -> dict[ProblemType, Criterion]:
         """Each criterion with those settings that it has; every setting must be one of some criterion's."""
@@ -125,3 +145,9 @@ class Recipe:
         except TypeError as error:
             given = ", ".join(f"criterion.{name}={value!r}" for name, value in settings.items())
             raise KnobError(f"{given}: {error}") from None
+
+
+def _able(problem_type: ProblemType) -> list[str]:
+    """Names of the recipes that serve a problem type, found as ``offramp.recipes`` finds them."""
+    recipes = import_module("offramp.recipes")  # which imports this file
+    return [name for name in recipes.available() if problem_type in recipes.load_recipe(name).criteria]

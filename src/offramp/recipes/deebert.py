@@ -42,7 +42,12 @@ recipe = Recipe(
     source="Xin et al., DeeBERT, ACL 2020, https://arxiv.org/abs/2004.12993",
     head=part("pooled"),
     training=(
-        Phase(part("weighted_sum", by="last"), train="backbone", arguments={"metric_for_best_model": "loss"}),
+        Phase(
+            part("weighted_sum", by="last"),
+            train="backbone",
+            arguments={"metric_for_best_model": "loss"},
+            fixed=True,
+        ),
         Phase(part("weighted_sum", by="equal"), train="heads"),
     ),
     criteria={

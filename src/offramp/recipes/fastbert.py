@@ -40,7 +40,12 @@ recipe = Recipe(
     source="Liu et al., FastBERT, ACL 2020, https://arxiv.org/abs/2004.02178",
     head=part("attention", width=128, heads=2),
     training=(
-        Phase(part("weighted_sum", by="last"), train="backbone", arguments={"metric_for_best_model": "loss"}),
+        Phase(
+            part("weighted_sum", by="last"),
+            train="backbone",
+            arguments={"metric_for_best_model": "loss"},
+            fixed=True,
+        ),
         Phase(
             part("self_distillation"),
             train="heads",

@@ -38,6 +38,7 @@ recipe = Recipe(
     source="Schwartz et al., The Right Tool for the Job, ACL 2020, https://arxiv.org/abs/2004.07453",
     head=part("mixing", reads="layers_so_far", pace=100.0),
     training=(Phase(part("weighted_sum", by="equal")),),
+    fit="temperature",
     criteria={
         "single_label_classification": Confidence(),
         "multi_label_classification": Confidence(problem_type="multi_label_classification"),

@@ -30,11 +30,13 @@ class RuntimeInfo:
     """Named extras every early exit gives -> their width (0: one number a unit)."""
     remembers: bool = False
     """Exits read what exits before them left in memory, so that none can be skipped."""
+    full_layers: int | None = None
+    """Layers of the full-depth model, where smaller models run before it; None: what the last exit costs."""
 
     @property
     def num_layers(self) -> int:
-        """Layers of the full-depth model."""
-        return self.stages[-1].layers
+        """Layers of the full-depth model: what layer speed-ups are told against."""
+        return self.stages[-1].layers if self.full_layers is None else self.full_layers
 
 
 class Runtime(Protocol):
@@ -54,7 +56,10 @@ class Runtime(Protocol):
         """
 
     def run(self, stage: Stage, hidden: Array, batch: Batch, active: Array | None = None) -> Array:
-        """The layers of one stage: [B, L, H] -> [B, L, H]. Padding positions may hold anything."""
+        """The layers of one stage: [B, L, H] -> [B, L, H']. Padding positions may hold anything.
+
+        A stage that starts from the inputs embeds the batch's tokens anew; of ``hidden`` it reads nothing.
+        """
 
     def exit(self, stage: Stage, hidden: Array, batch: Batch, memory: Memory) -> tuple[ExitOutput, Memory]:
         """What the exit at the end of a stage says."""

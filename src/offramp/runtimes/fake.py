@@ -41,6 +41,8 @@ class FakeRuntime:
         plain_last: the last exit gives no extras, like a model's own head that was left as it is.
         memory: heads see the mean of the pooled vectors of all exits so far, not of this exit alone.
         dtype: of the hidden states and of what the exits say.
+        members: layers of smaller complete models that answer first, each the beginning of the larger; then ``exits``
+            must be left out. Layers that models share are counted together.
 
     Attributes:
         rows_entered: [num_layers] rows that entered each layer, over all calls.
@@ -61,19 +63,21 @@ class FakeRuntime:
         plain_last: bool = False,
         memory: bool = False,
         dtype: Literal["float32", "float64"] = "float32",
+        members: Sequence[int] = (),
     ) -> None:
         outputs = 1 if problem_type == "regression" else num_outputs
         self._plain_last, self._memory, self._dtype = plain_last, memory, np.dtype(dtype)
         self._distances = distances and problem_type == "single_label_classification"
         self.info = RuntimeInfo(
             name="fake",
-            stages=_stages(num_layers, exits),
+            stages=_cascade(num_layers, members) if members else _stages(num_layers, exits),
             problem_type=problem_type,
             num_outputs=outputs,
             dtype=dtype,
             batch_invariant=True,
             extras={"distances": outputs} if self._distances else {},
             remembers=memory,
+            full_layers=num_layers if members else None,
         )
         self._draw_weights(np.random.default_rng(seed), num_layers, outputs, hidden_size)
         self.reset_counts()
@@ -101,17 +105,22 @@ class FakeRuntime:
         """Token (and segment) embeddings, [B, L, H], NaN at padding."""
         types = inputs.get("token_types")
         batch = Batch(inputs["ids"], inputs["tokens"], inputs["lengths"], types)
+        return self._embedded(batch), batch
+
+    def _embedded(self, batch: Batch) -> npt.NDArray[Any]:
         hidden = self._poisoned(batch)
         for row, length in enumerate(batch.lengths):
             # Two steps: padding ids are never looked up, whatever they are.
             hidden[row, :length] = self._embeddings[batch.tokens[row, :length] % _VOCABULARY]
-            if types is not None:
-                hidden[row, :length] += self._types[types[row, :length] % 2]
-        return hidden, batch
+            if batch.token_types is not None:
+                hidden[row, :length] += self._types[batch.token_types[row, :length] % 2]
+        return hidden
 
     def run(self, stage: Stage, hidden: Array, batch: Batch, active: Array | None = None) -> Array:
         """Each layer mixes a token with the one before it and with the mean of its row's tokens."""
         _check(hidden, batch)
+        if stage.starts_from == "inputs":
+            hidden = self._embedded(batch)
         for layer in range(stage.first_layer, stage.last_layer):
             self.rows_entered[layer] += batch.lengths.shape[0]
             self.tokens_entered[layer] += int(batch.lengths.sum())
@@ -166,6 +175,15 @@ def _stages(num_layers: int, exits: Sequence[int] | None) -> tuple[Stage, ...]:
     return tuple(
         Stage(index=i, first_layer=first, last_layer=last, layers=last, is_last=last == num_layers)
         for i, (first, last) in enumerate(zip(starts, chosen, strict=True))
+    )
+
+
+def _cascade(num_layers: int, members: Sequence[int]) -> tuple[Stage, ...]:
+    """A stage for each complete model, every one but the first from the inputs again."""
+    depths = [*members, num_layers]
+    return tuple(
+        Stage(i, 0, depth, sum(depths[: i + 1]), depth == num_layers, "inputs" if i else "hidden")
+        for i, depth in enumerate(depths)
     )
 
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from offramp.errors import KnobError
-from offramp.model.backbone import cut
 from offramp.model.modeling import load_early_exit
 from offramp.runtimes.base import Memory, RuntimeInfo
 from offramp.types import Array, Batch, ExitOutput, Stage
@@ -30,7 +29,7 @@ class TorchRuntime:
 
     def __init__(self, model: torch.nn.Module, *, device: str | torch.device | None = None) -> None:
         self.model = model.eval() if device is None else model.eval().to(device)
-        self._cut = cut(self.model)
+        self._cuts = self.model.cuts()  # type: ignore[operator]
         parameter = next(self.model.parameters())
         self.device = parameter.device
         dtype = str(parameter.dtype).removeprefix("torch.")
@@ -44,6 +43,7 @@ class TorchRuntime:
             batch_invariant=dtype == "float32",
             extras=self.model.offramp.extras(),  # type: ignore[operator, union-attr]
             remembers=any(head.remembers for head in self.model.offramp.early),  # type: ignore[union-attr]
+            full_layers=self._cuts[-1].num_layers if self.model.offramp.members else None,  # type: ignore[union-attr]
         )
 
     @classmethod
@@ -80,17 +80,21 @@ class TorchRuntime:
             lengths=self._tensor(inputs["lengths"]),
             token_types=self._tensor(inputs["token_types"]) if "token_types" in inputs else None,
         )
-        return self._cut.embed(batch.tokens, batch.lengths, batch.token_types), batch
+        return self._cuts[0].embed(batch.tokens, batch.lengths, batch.token_types), batch
 
     @torch.inference_mode()
     def run(self, stage: Stage, hidden: Tensor, batch: Batch, active: Array | None = None) -> Tensor:
         """The layers of one stage."""
-        return self.model.run_stage(self._cut, stage, hidden, batch.lengths)  # type: ignore[operator, no-any-return]
+        parts = self._cuts[stage.index]
+        if stage.starts_from == "inputs":
+            hidden = parts.embed(batch.tokens, batch.lengths, batch.token_types)
+        return self.model.run_stage(parts, stage, hidden, batch.lengths)  # type: ignore[operator, no-any-return]
 
     @torch.inference_mode()
     def exit(self, stage: Stage, hidden: Tensor, batch: Batch, memory: Memory) -> tuple[ExitOutput, Memory]:
         """What the exit after a stage says, in float32."""
-        output, memory = self.model.run_exit(self._cut, stage, hidden, batch.lengths, memory)  # type: ignore[operator]
+        parts = self._cuts[stage.index]
+        output, memory = self.model.run_exit(parts, stage, hidden, batch.lengths, memory)  # type: ignore[operator]
         extras = {name: value.float() for name, value in output.extras.items()}
         return ExitOutput(output.logits.float(), extras), memory
 

@@ -69,9 +69,10 @@ def scores(trace: Trace, criterion: Scored) -> NDArray[np.float64]:
     """
     check_fits(trace, criterion)
     result = np.full((trace.num_exits, trace.num_units), np.nan)
+    state = criterion.start(np.arange(trace.num_units))
     for e, stage in enumerate(trace.stages):
         if not stage.is_last or criterion.needs <= trace.gives(e):
-            result[e] = criterion.score(stage, trace.output(e))
+            result[e], state = criterion.follow(stage, trace.output(e), state)
     return result
 
 

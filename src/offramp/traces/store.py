@@ -17,7 +17,7 @@ from safetensors.numpy import load, save
 
 from offramp.errors import DataError, RunError
 from offramp.traces.files import write_atomically
-from offramp.traces.trace import SETTINGS, TENSORS, Trace
+from offramp.traces.trace import ADDED, SETTINGS, TENSORS, Trace
 
 __all__ = ["FORMAT", "load_trace", "save_trace"]
 
@@ -58,7 +58,7 @@ def load_trace(path: Path | str) -> Trace:
     try:
         arrays: dict[str, Any] = load(data)
         extras = {n.removeprefix("extras."): arrays.pop(n) for n in sorted(arrays) if n.startswith("extras.")}
-        settings = {name: record[name] for name in SETTINGS}
+        settings = {name: record[name] for name in SETTINGS if name in record or name not in ADDED}
         settings["id2label"] = {int(index): label for index, label in record["id2label"].items()}
         return Trace(extras=extras, **arrays, **settings)
     except (SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:

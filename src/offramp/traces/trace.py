@@ -53,6 +53,9 @@ class Trace:
     """[N]: hash of each row of data."""
     model: str | None = None
     """Hash of the weights that were recorded."""
+    full_layers: int | None = None
+    """Layers of the full-depth model, where reaching its exit costs more: smaller models ran before it. None: the last
+    exit's."""
 
     def __post_init__(self) -> None:
         if self.offsets.size == 0:
@@ -73,8 +76,8 @@ class Trace:
 
     @property
     def num_layers(self) -> int:
-        """Layers of the full-depth model."""
-        return int(self.layers[-1])
+        """Layers of the full-depth model: what layer speed-ups are told against."""
+        return int(self.layers[-1]) if self.full_layers is None else self.full_layers
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -159,6 +162,8 @@ def _check_outputs(trace: Trace) -> None:
     growing = trace.layers.shape == (exits,) and trace.layers[0] > 0 and (np.diff(trace.layers) > 0).all()
     if not growing:
         raise DataError(f"layers must hold a growing, positive number for each of {exits} exits: {trace.layers}")
+    if trace.full_layers is not None and not 0 < trace.full_layers <= trace.layers[-1]:
+        raise DataError(f"full_layers must be from 1 to {trace.layers[-1]}, as the last exit has: {trace.full_layers}")
     if trace.seconds is not None and trace.seconds.shape != (exits,):
         raise DataError(f"seconds must hold one number for each of {exits} exits, not {list(trace.seconds.shape)}")
 
@@ -192,3 +197,5 @@ def _check_labels(trace: Trace) -> None:
 TENSORS = ("logits", "layers", "lengths", "offsets", "labels", "seconds", "hashes")
 """Fields of a trace that are arrays (extras aside); the others are plain JSON."""
 SETTINGS = tuple(f.name for f in fields(Trace) if f.name not in (*TENSORS, "extras"))
+ADDED = ("full_layers",)
+"""Settings that traces written before them lack: they have their defaults."""

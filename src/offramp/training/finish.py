@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from offramp.calibration.fitting import FITS
 from offramp.calibration.points import OperatingPoint, write_points
 from offramp.calibration.sweep import choose
 from offramp.engine.record import record
@@ -47,7 +48,10 @@ def write_measured(
     )
     (folder / "traces").mkdir(exist_ok=True)
     save_trace(trace, folder / "traces" / "dev")
-    point = choose(trace, recipe.criterion(data.problem_type), max_drop=max_drop, name="default", chosen_on="dev")
+    criterion = recipe.criterion(data.problem_type)
+    if (fit := recipe.learns(data.problem_type)) is not None:
+        criterion = FITS[fit](trace, criterion)
+    point = choose(trace, criterion, max_drop=max_drop, or_best=True, name="default", chosen_on="dev")
     write_points(folder, [point])
     (folder / "README.md").write_text(_card(trace, point, recipe), encoding="utf-8")
     return point

@@ -24,9 +24,11 @@ from transformers.utils import cached_file
 from offramp import __version__
 from offramp.errors import KnobError, RunError, UnsupportedError
 from offramp.inputs.tokens import Encoded, Tokenizer
+from offramp.model.backbone import cut
 from offramp.model.exits import ExitSettings
 from offramp.model.modeling import SECTION, add_exits, load_early_exit, load_plain, parameters_of
 from offramp.model.pooling import Pooling
+from offramp.objectives import make_objective
 from offramp.recipes import Phase, Recipe, load_recipe
 from offramp.run import FORMAT, Run, check_replaceable, replace_folder
 from offramp.tasks import Task, make_task
@@ -60,7 +62,8 @@ class Plan:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Changes to the recipe: ``{"head.width": 64}``."""
     exits: tuple[int, ...] | None = None
-    """Layers after which exits stand; None: as the recipe says."""
+    """Layers after which exits stand, or layers of each smaller complete model where the recipe has such; None: as the
+    recipe says."""
     pooling: Pooling | None = None
     """None: what the encoder was pretrained with."""
     shared: bool = False
@@ -243,7 +246,7 @@ def _model(plan: Plan, recipe: Recipe, data: TrainingData) -> PreTrainedModel:
         ignore_mismatched_sizes=True,
     )
     objective = recipe.training[0].objective
-    layers = plan.exits if plan.exits is not None else None if recipe.exits == "all" else ()
+    layers, members = _places(plan, recipe, cut(model).num_layers)
     settings = ExitSettings(
         head=recipe.head.name,
         head_settings=recipe.head.settings,
@@ -251,10 +254,30 @@ def _model(plan: Plan, recipe: Recipe, data: TrainingData) -> PreTrainedModel:
         pooling=plan.pooling or pretrained_pooling(plan.model),
         shared=plan.shared or recipe.shared,
         last_exit=plan.last_exit,
+        members=members,
         objective=objective.name,
         objective_settings=objective.settings,
     )
-    return add_exits(model, settings)
+    model = add_exits(model, settings)
+    _check_phases(model, recipe, plan.recipe)
+    return model
+
+
+def _check_phases(model: PreTrainedModel, recipe: Recipe, name: str) -> None:
+    """Complain now, and not when the phase is reached, of an objective's setting or of nothing to train."""
+    for phase in recipe.training:
+        make_objective(phase.objective.name, phase.objective.settings, num_exits=len(model.stages))
+        if not parameters_of(model, phase.train):
+            raise KnobError(f"recipe {name} trains its early exits by themselves, and there are none: give it --exits")
+
+
+def _places(plan: Plan, recipe: Recipe, num_layers: int) -> tuple[tuple[int, ...] | None, tuple[int, ...]]:
+    """Layers after which exits stand (None: every layer), and layers of each smaller complete model."""
+    if recipe.members:
+        if plan.exits == ():
+            raise KnobError("this recipe runs smaller complete models first: --exits says how many layers each has")
+        return None, plan.exits or tuple(max(1, round(share * num_layers)) for share in recipe.members)
+    return plan.exits if plan.exits is not None else None if recipe.exits == "all" else (), ()
 
 
 def pretrained_pooling(name: str) -> Pooling:
@@ -280,10 +303,13 @@ def _say_what_was_cut(rows: Sequence[Encoded], max_length: int) -> None:
         logger.warning("%d of %d training texts are longer than %d tokens and were cut", cut, len(rows), max_length)
 
 
-def _with_hardness(rows: Rows, model: Any, collate: Collate) -> Rows:
+def _with_hardness(rows: Rows, model: Any, collate: Collate, arguments: ExitTrainingArguments) -> Rows:
     """The rows and how hard each of them is, where the objective asks for it."""
     needs = getattr(model.objective, "needs", None)
-    return rows if needs is None else replace(rows, hardness=measure_hardness(needs, model, rows, collate))
+    if needs is None:
+        return rows
+    found = measure_hardness(needs, model, rows, collate, seed=arguments.seed, learning_rate=arguments.learning_rate)
+    return replace(rows, hardness=found)
 
 
 def _run_phase(
@@ -309,7 +335,7 @@ def _run_phase(
         parameter.requires_grad_(True)
     model.train()
     collate = Collate(tokenizer.pad_token)
-    train_rows = _with_hardness(train_rows, model, collate)
+    train_rows = _with_hardness(train_rows, model, collate, arguments)
     layers = [stage.layers for stage in model.stages]
     _check_metric(arguments.metric_for_best_model, task, layers, dev_rows)
     try:

@@ -47,7 +47,7 @@ class ExitTrainer(Trainer):  # type: ignore[misc]
     def _groups(self) -> list[dict[str, Any]]:
         decayed = set(self.get_decay_parameter_names(self.model))
         # The model's own head is the last exit, and as fresh as the others: what is not the encoder takes their rate.
-        encoder = f"{self.model.base_model_prefix}."
+        encoder = f".{self.model.base_model_prefix}."  # the model's, and those of the smaller models in it
         rates = {True: self.args.learning_rate, False: self.args.head_learning_rate}
         if rates[False] is None:
             rates[False] = self.args.learning_rate
@@ -57,7 +57,7 @@ class ExitTrainer(Trainer):  # type: ignore[misc]
         named = [(name, p) for name, p in named if id(p) not in taken]
         for in_encoder in (True, False):
             for decay in (True, False):
-                params = [p for n, p in named if n.startswith(encoder) == in_encoder and (n in decayed) == decay]
+                params = [p for n, p in named if (encoder in f".{n}") == in_encoder and (n in decayed) == decay]
                 if params:
                     weight_decay = self.args.weight_decay if decay else 0.0
                     groups.append({"params": params, "lr": rates[in_encoder], "weight_decay": weight_decay})

@@ -1,0 +1,68 @@
+"""Settings of a criterion that are learned from a trace, by name: what a recipe's ``fit`` and a comparison refer to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.calibration.stopping import fit_stopping
+from offramp.calibration.temperature import fit_temperatures
+from offramp.criteria import Criterion, Scored
+from offramp.criteria.learned_stopping import LearnedStopping
+from offramp.traces.replay import scores
+from offramp.traces.trace import Trace
+
+__all__ = ["FITS", "Fit", "Fitted", "held_out_scores"]
+
+Fit = Callable[[Trace, Criterion], Criterion]
+"""(a trace with labels, a criterion) -> the criterion with what was learned among its settings."""
+
+
+def _temperature(trace: Trace, criterion: Criterion) -> Criterion:
+    """Confidence at temperatures of its own for each exit (RightTool)."""
+    settings: dict[str, Any] = {"temperatures": fit_temperatures(trace)}
+    return replace(criterion, **settings)
+
+
+def _stopping(trace: Trace, criterion: Criterion) -> Criterion:
+    """Ours: the value of going on."""
+    assert isinstance(criterion, LearnedStopping)
+    return fit_stopping(trace, criterion)
+
+
+FITS: Mapping[str, Fit] = {"stopping": _stopping, "temperature": _temperature}
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A criterion whose settings are to be learned on whatever rows knobs are chosen on."""
+
+    criterion: Criterion
+    fit: str
+    """One of ``FITS``."""
+
+
+def held_out_scores(
+    trace: Trace, criterion: Criterion, fit: Fit, *, folds: int = 4, seed: int = 0
+) -> NDArray[np.float64]:
+    """[E, U]: every unit's scores by a criterion that was fitted without it. So a threshold can be chosen on all rows.
+
+    Args:
+        trace: with labels.
+        criterion: whose settings ``fit`` learns.
+        fit: one of ``FITS``.
+        folds: parts that the items are dealt into.
+        seed: of that.
+    """
+    items = np.random.default_rng(seed).permutation(len(trace.lengths)) % folds
+    units = np.repeat(items, np.diff(trace.offsets))
+    result = np.empty((trace.num_exits, trace.num_units))
+    for fold in range(folds):
+        rule = fit(trace.select(items != fold), criterion)
+        assert isinstance(rule, Scored)
+        result[:, units == fold] = scores(trace.select(items == fold), rule)
+    return result
