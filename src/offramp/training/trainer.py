@@ -46,7 +46,8 @@ class ExitTrainer(Trainer):  # type: ignore[misc]
 
     def _groups(self) -> list[dict[str, Any]]:
         decayed = set(self.get_decay_parameter_names(self.model))
-        # The model's own head is the last exit, and as fresh as the others: what is not the encoder takes their rate.
+        # The model's own head is the last exit, and as fresh as the others: what is not the encoder takes their rate. So
+        # does the pooler, which is part of that head: sentence encoders have never used theirs.
         encoder = f".{self.model.base_model_prefix}."  # the model's, and those of the smaller models in it
         rates = {True: self.args.learning_rate, False: self.args.head_learning_rate}
         if rates[False] is None:
@@ -57,7 +58,11 @@ class ExitTrainer(Trainer):  # type: ignore[misc]
         named = [(name, p) for name, p in named if id(p) not in taken]
         for in_encoder in (True, False):
             for decay in (True, False):
-                params = [p for n, p in named if (encoder in f".{n}") == in_encoder and (n in decayed) == decay]
+                params = [
+                    p
+                    for n, p in named
+                    if (encoder in f".{n}" and ".pooler." not in n) == in_encoder and (n in decayed) == decay
+                ]
                 if params:
                     weight_decay = self.args.weight_decay if decay else 0.0
                     groups.append({"params": params, "lr": rates[in_encoder], "weight_decay": weight_decay})
