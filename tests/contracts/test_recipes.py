@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from offramp.calibration.fitting import FITS
 from offramp.calibration.points import read_points
 from offramp.criteria import Criterion, make
 from offramp.engine.engine import Engine
@@ -296,6 +297,9 @@ def test_texts_leave_early(recipe: Recipe, trace: Trace, outcomes: Points) -> No
 def test_the_default_operating_point_is_the_recipes_criterion(recipe: Recipe, run: Run, trace: Trace) -> None:
     point = read_points(run.folder)[0]
     criterion = recipe.criterion(run.problem_type)
+    if (fit := recipe.learns(run.problem_type)) is not None:
+        unfitted, criterion = criterion, FITS[fit](trace, criterion)
+        assert criterion != unfitted
     assert make(point.criterion, **point.settings) == criterion
     knobs: Mapping[str, float] = point.knobs
     assert knobs.keys() <= criterion.knobs.keys()

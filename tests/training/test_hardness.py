@@ -104,8 +104,7 @@ def test_rows_with_a_wrong_label_are_hard(cascade: Any, mislabelled: tuple[Rows,
     found = measure_hardness("difficulty", cascade, rows, Collate(0), seed=1, learning_rate=5e-3)
     assert found.dtype == np.float32
     assert set(found.tolist()) == {0.0, 1.0}
-    assert found[wrong].mean() > 0.7
-    assert found[~wrong].mean() < 0.2
+    assert found[wrong].mean() > found[~wrong].mean() + 0.4
     # Neither the model nor what is drawn after it knows of this.
     assert cascade.training
     assert torch.equal(torch.get_rng_state(), state)
