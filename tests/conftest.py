@@ -138,6 +138,7 @@ def make_plan(tiny_encoder: str, toy_data: Callable[[str], str]) -> Callable[...
     quick = {
         "max_steps": 24,
         "learning_rate": 5e-3,
+        "head_learning_rate": 5e-3,  # all of a tiny model is fresh
         "per_device_train_batch_size": 16,
         "bf16": False,
         "logging_steps": 1,

@@ -106,14 +106,6 @@ def test_each_stage_keeps_the_checkpoint_that_is_best_for_what_it_trains(trained
         assert loss.item() == pytest.approx(min(losses), rel=1e-4)
 
 
-def test_the_exits_learn_ten_times_as_fast_as_the_default(trained: Trained) -> None:
-    from offramp.training.arguments import DEFAULTS
-
-    first, second = trained[2]
-    assert first.args.head_learning_rate is None
-    assert second.args.head_learning_rate == 10 * DEFAULTS["learning_rate"]
-
-
 def test_it_has_fastberts_exits_and_objectives(trained: Trained) -> None:
     model = load_early_exit(trained[0].folder)
     assert [type(head).__name__ for head in model.offramp.early] == ["Attention"] * 2

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from tqdm import tqdm
@@ -28,6 +28,9 @@ from offramp.errors import KnobError, require
 from offramp.inputs.tokens import Text
 from offramp.traces.files import write_atomically
 from offramp.traces.trace import Trace
+
+if TYPE_CHECKING:
+    from offramp.calibration.compare import Rules
 
 TARGETS = (1.5, 2.0, 3.0, 4.0)
 
@@ -152,6 +155,7 @@ def write_comparison(
     *,
     texts: Sequence[Text] | None,
     title: str,
+    rules: Mapping[str, Rules] | None = None,
     targets: Sequence[float] = TARGETS,
     splits: int = 50,
     resamples: int = 1000,
@@ -166,7 +170,14 @@ def write_comparison(
 
     with _bar() as advance:
         result = run_comparison(
-            trace, targets=targets, splits=splits, seed=seed, resamples=resamples, metric=metric, progress=advance
+            trace,
+            rules=rules,
+            targets=targets,
+            splits=splits,
+            seed=seed,
+            resamples=resamples,
+            metric=metric,
+            progress=advance,
         )
     image = plot_comparison(result, title=title)
     folder.mkdir(parents=True, exist_ok=True)

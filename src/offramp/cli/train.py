@@ -66,7 +66,8 @@ def train(
         int | None, typer.Option(metavar="N", help="Train on so many rows, drawn by seed.", min=2)
     ] = None,
     head_learning_rate: Annotated[
-        float | None, typer.Option(metavar="X", help="Of the exits and the model's own head; by default the encoder's.")
+        float | None,
+        typer.Option(metavar="X", help="Of the exits and the model's own head; by default ten times the encoder's."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,
     max_drop: Annotated[

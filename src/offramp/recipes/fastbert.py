@@ -21,8 +21,9 @@ Leave at the first m with -sum_c p_c ln p_c / ln C < threshold; the paper calls 
 - KL(teacher || student) is what the released code has. Which direction the paper prints is unconfirmed.
 - The last exit, the teacher, is the model's own head, so that plain transformers can load the model; the paper gives it
   the exits' form.
-- Exits learn at 5e-4 in stage 2, ten times the default rate, as in the paper (`--head_learning_rate` changes it). The
-  schedule counts stage 2's own steps; in the released code the rate reaches 0 half-way.
+- Exits learn at ten times the encoder's rate, as in the paper, which is the default of every recipe here
+  (`--head_learning_rate` changes it). The schedule counts stage 2's own steps; in the released code the rate reaches 0
+  half-way.
 - The teacher speaks without dropout; in the released code it is on.
 - The mean over exits stands for the sum: to Adam it is the same.
 - Checkpoints: stage 1 keeps the lowest dev loss of the last exit, stage 2 the lowest mean divergence on dev, for which
@@ -49,7 +50,7 @@ recipe = Recipe(
         Phase(
             part("self_distillation"),
             train="heads",
-            arguments={"metric_for_best_model": "loss", "head_learning_rate": 5e-4},
+            arguments={"metric_for_best_model": "loss"},
         ),
     ),
     criteria={

@@ -46,7 +46,8 @@ class ExitTrainingArguments(TrainingArguments):  # type: ignore[misc]
     """``transformers.TrainingArguments`` and one of ours."""
 
     head_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the exits and the model's own head; None: the encoder's."}
+        default=None,
+        metadata={"help": "Learning rate of the exits and the model's own head; None: ten times the encoder's."},
     )
 
 

@@ -22,6 +22,10 @@ from offramp.tasks import Task
 __all__ = ["ExitProgress", "ExitTrainer", "exit_metrics"]
 
 
+HEADS_FASTER = 10.0
+"""Learning rate of fresh heads over that of the pretrained encoder, unless it was set (docs/training.md)."""
+
+
 class ExitTrainer(Trainer):  # type: ignore[misc]
     """Trainer for a model with exits.
 
@@ -46,12 +50,12 @@ class ExitTrainer(Trainer):  # type: ignore[misc]
 
     def _groups(self) -> list[dict[str, Any]]:
         decayed = set(self.get_decay_parameter_names(self.model))
-        # The model's own head is the last exit, and as fresh as the others: what is not the encoder takes their rate. So
-        # does the pooler, which is part of that head: sentence encoders have never used theirs.
+        # The model's own head is the last exit, and as fresh as the others: what is not the encoder takes their rate.
+        # So does the pooler, which is part of that head: sentence encoders have never used theirs.
         encoder = f".{self.model.base_model_prefix}."  # the model's, and those of the smaller models in it
         rates = {True: self.args.learning_rate, False: self.args.head_learning_rate}
         if rates[False] is None:
-            rates[False] = self.args.learning_rate
+            rates[False] = HEADS_FASTER * self.args.learning_rate
         named = [(name, p) for name, p in parameters_of(self.model, self.moves) if p.requires_grad]
         groups = self._objective_group()
         taken = {id(p) for group in groups for p in group["params"]}
