@@ -86,6 +86,8 @@ class ExitOutput:
     """What the head adds, first axis the unit: ``distances`` [B, C] to the class prototypes, a gate [B], ..."""
     layout: Array | None = None
     """unit -> (row, position) where a unit is not a whole row. None: unit = row."""
+    lengths: Array | None = None
+    """[B] int64: tokens of each unit's text that are not padding. Runtimes leave it out; engines and traces set it."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from offramp.calibration.compare import _Bench, compare
+from offramp.calibration.compare import _Bench, _fastest_of_best, _fit_side, compare, usual_rules
+from offramp.calibration.fitting import FITS, Fitted, held_out_scores
 from offramp.calibration.sweep import LAMBDAS, candidates
 from offramp.criteria import make
 from offramp.criteria.base import Scored
 from offramp.errors import DataError, KnobError
-from offramp.traces.curves import area, curve, knob_grid, measure, thresholds
+from offramp.traces.curves import area, curve, knob_grid, mean_score, measure, thresholds
 from offramp.traces.replay import Outcome, replay, running_minimum, scores
 from offramp.traces.tally import Voices, make_tally
 from offramp.traces.trace import Trace
@@ -121,7 +123,7 @@ def test_counts_column_by_column_are_those_of_all_features(
     assert isinstance(fast, Voices)
     voices = np.random.default_rng(1).integers(trace.num_exits, size=(4, trace.num_units))
     np.testing.assert_array_equal(bench.summed(fast, voices), bench.summed(slow, voices))
-    np.testing.assert_array_equal(bench.halved(fast, voices), bench.halved(slow, voices))
+    np.testing.assert_array_equal(bench.halved(fast, voices, bench.sides), bench.halved(slow, voices, bench.sides))
     samples = bench.samples(fast, voices)
     np.testing.assert_array_equal(samples, bench.samples(slow, voices))
     assert samples.shape == (70,)
@@ -233,7 +235,9 @@ def known(units: int, seed: int) -> Trace:
 
 def test_known_truth() -> None:
     """At 4/3 half may leave: entropy sends the easy ones and loses nothing; distances send any and lose 1/8."""
-    result = compare(known(4000, 0), targets=(1.3,), splits=10, resamples=100)
+    trace = known(4000, 0)
+    rules = {name: rule for name, rule in usual_rules(trace).items() if name in ("entropy", "dr", "edr")}
+    result = compare(trace, rules=rules, targets=(1.3,), splits=10, resamples=100)
     entropy, ratio = (row_of(result, name)["cells"][0] for name in ("entropy", "dr"))
     assert entropy["score"] > 0.995
     gap = ratio["against_baseline"]
@@ -265,7 +269,8 @@ def test_interval_covers_the_truth() -> None:
     """The first exit is right on .75 of rows (half easy, half guessed)."""
     covered = 0
     for seed in range(20):
-        result = compare(known(100, seed), targets=(), splits=1, resamples=200, seed=seed)
+        rules = {"entropy": [make("entropy")]}
+        result = compare(known(100, seed), rules=rules, targets=(), splits=1, resamples=200, seed=seed)
         low, high = result["exits"][0]["interval"]
         covered += low <= 0.75 <= high
     assert covered >= 16
@@ -314,3 +319,161 @@ def test_what_is_refused(example: MakeTrace) -> None:
         compare(trace, metric="bleu")
     with pytest.raises(DataError, match="too few"):
         compare(trace.select(np.arange(3)))
+
+
+# Rows whose settings are learned
+
+
+def slow_fitted(
+    trace: Trace, fitted: Fitted, targets: tuple[float, ...], splits: int, seed: int, metric: str
+) -> tuple[list[tuple[float, float] | None], float]:
+    """Cells and area, one half, threshold, row and exit after the other."""
+    rng, fit, items = np.random.default_rng(seed), FITS[fitted.fit], len(trace.lengths)
+    item_of_unit = np.repeat(np.arange(items), np.diff(trace.offsets))
+    found, areas = [], []
+    for _ in range(splits):
+        first = np.zeros(items, dtype=bool)
+        first[rng.permutation(items)[: items // 2]] = True
+        for half in (first, ~first):
+            mine, other = trace.select(half), trace.select(~half)
+            rule = fit(mine, fitted.criterion)
+            assert isinstance(rule, Scored)
+            held = held_out_scores(mine, fitted.criterion, fit, seed=seed)
+            knob = rule.knobs["threshold"]
+            tried = []
+            for value in thresholds(running_minimum(held), knob, max_points=300):
+                exits = [next((e for e in range(len(held) - 1) if row[e] < value), len(held) - 1) for row in held.T]
+                tried.append(Outcome(np.array(exits), mine.logits[exits, np.arange(len(exits))]))
+            own = [float(v) for v in thresholds(running_minimum(scores(mine, rule)), knob, max_points=300)]
+            pace = [mine.layers[replay(mine, rule, {"threshold": value}).exits].mean() for value in own]
+            knobs = [own[int(np.argmin([abs(mine.layers[one.exits].mean() - p) for p in pace]))] for one in tried]
+            outcomes = [replay(other, rule, {"threshold": value}) for value in knobs]
+            found.append((~half[item_of_unit], [measure(mine, one) for one in tried], outcomes))
+            told = [measure(other, outcome) for outcome in outcomes]
+            ends = [make_tally(other).measure(logits)[metric] for logits in (other.logits[0], other.logits[-1])]
+            areas.append(
+                mean_score(
+                    np.array([one["layer_fraction"] for one in told]),
+                    np.array([one[metric] for one in told]),
+                    ((float(trace.layers[0]) / trace.num_layers, ends[0]), (1.0, ends[1])),
+                )
+            )
+    return [slow_fitted_cell(trace, found, target, metric) for target in targets], float(np.mean(areas))
+
+
+def slow_fitted_cell(
+    trace: Trace, found: list[tuple[np.ndarray, list[dict[str, float]], list[Outcome]]], target: float, metric: str
+) -> tuple[float, float] | None:
+    results, layers = [], []
+    answers, left = np.empty(trace.logits.shape[1:], dtype=np.float32), np.empty(trace.num_units, dtype=np.int64)
+    for number, (other, measured, outcomes) in enumerate(found):
+        fast = [i for i, one in enumerate(measured) if one["layer_speedup"] >= target - 1e-9]
+        if not fast:
+            return None
+        best = max(fast, key=lambda i: (round(measured[i][metric], 9), measured[i]["layer_speedup"]))
+        answers[other], left[other] = outcomes[best].answers, outcomes[best].exits
+        if number % 2:
+            results.append(make_tally(trace).measure(answers)[metric])
+            layers.append(trace.layers[left].mean())
+    return float(np.mean(results)), trace.num_layers / float(np.mean(layers))
+
+
+STOPPING, TEMPERATURE = Fitted(make("learned_stopping"), "stopping"), Fitted(make("confidence"), "temperature")
+
+
+@pytest.mark.parametrize(
+    ("fitted", "metric", "classes", "tokens"),
+    [
+        (STOPPING, "accuracy", 3, 1),
+        (STOPPING, "accuracy", 3, 3),
+        (TEMPERATURE, "accuracy", 2, 1),
+        (TEMPERATURE, "f1", 8, 1),
+        (TEMPERATURE, "matthews", 3, 2),
+    ],
+)
+def test_learned_settings_equal_the_slow_twin(
+    example: MakeTrace, fitted: Fitted, metric: str, classes: int, tokens: int
+) -> None:
+    trace = example(units=66, classes=classes)
+    items = 66 // tokens
+    trace = replace(trace, lengths=trace.lengths[:items], offsets=np.arange(0, 67, tokens), hashes=None)
+    targets, splits, seed = (1.0, 1.5, 2.0, 3.0, 4.1), 2, 5
+    result = compare(
+        trace, rules={"row": fitted}, targets=targets, splits=splits, seed=seed, resamples=5, metric=metric
+    )
+    row = row_of(result, "row")
+    cells, area = slow_fitted(trace, fitted, targets, splits, seed, metric)
+    assert row["area"] == pytest.approx(area, abs=1e-6)
+    assert row["areas"] == [{"settings": {"problem_type": trace.problem_type}, "area": row["area"]}]
+    assert [cell is None for cell in cells] == [False, False, False, False, True]
+    for cell, expected in zip(row["cells"], cells, strict=True):
+        assert (cell is None) == (expected is None)
+        if cell is not None and expected is not None:
+            assert (cell["score"], cell["layer_speedup"]) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("fitted", [STOPPING, TEMPERATURE])
+def test_what_is_learned_and_chosen_does_not_see_the_labels_it_is_scored_by(example: MakeTrace, fitted: Fitted) -> None:
+    trace = example(units=80, exits=3)
+    bench = _Bench(trace, make_tally(trace), "accuracy", splits=1, seed=0, resamples=2)
+    other = ~bench.halves[:, 0]
+    labels = np.where(other, (trace.labels_known() + 1) % 3, trace.labels_known())
+    changed = replace(trace, labels=labels)
+    wrong = _Bench(changed, make_tally(changed), "accuracy", splits=1, seed=0, resamples=2)
+    one, two = (_fit_side(b, fitted, b.table(list(trace.logits)), 0) for b in (bench, wrong))
+    for name in ("values", "exits", "scored", "fraction"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+    assert one.area != two.area, "they are what it is scored by"
+    for target in (1.0, 1.5, 2.5):
+        chosen = [_fastest_of_best(side.scored[:, None], side.fraction[:, None], target) for side in (one, two)]
+        assert chosen[0] == chosen[1]
+
+
+def test_learned_settings_are_as_fast_as_they_were_chosen_to_be(example: MakeTrace) -> None:
+    """Settings learned on fewer rows spread their scores otherwise; what is chosen there must not be slower here."""
+    ratios = []
+    for seed in range(3):
+        trace = example(units=240, seed=seed)
+        bench = _Bench(trace, make_tally(trace), "accuracy", splits=1, seed=seed, resamples=2)
+        table = bench.table(list(trace.logits))
+        for side in (_fit_side(bench, STOPPING, table, number) for number in (0, 1)):
+            fractions = [trace.layers[side.exits[:, who]].mean(axis=1) for who in (side.mine, ~side.mine)]
+            ratios.append(
+                [fractions[1][i] / fractions[0][i] for i in np.linspace(20, len(side.values) - 20, 5).astype(int)]
+            )
+    assert np.mean(ratios, axis=0) == pytest.approx(np.ones(5), abs=0.05)
+
+
+def test_the_usual_rules_are_the_default(example: MakeTrace) -> None:
+    trace = example(units=64, exits=3)
+    rules = usual_rules(trace)
+    assert {"learned_stopping", "confidence (temperatures)"} < set(rules)
+    assert list(rules)[-1] == "static"
+    default = compare(trace, splits=2, resamples=5)
+    assert [row["name"] for row in default["rows"]] == list(rules)
+    assert compare(trace, rules=rules, splits=2, resamples=5) == default
+    some = {name: rules[name] for name in ("entropy", "edr", "learned_stopping")}
+    assert compare(trace, rules=some, splits=2, resamples=5)["rows"] == [row_of(default, name) for name in some]
+    learned = row_of(default, "learned_stopping")
+    assert learned["criterion"] == "learned_stopping"
+    assert learned["label"].endswith("(fitted)")
+    assert learned["cells"][0]["against_baseline"] is not None
+    assert json.loads(json.dumps(default, allow_nan=False)) == default
+
+
+def test_when_nothing_is_learned(example: MakeTrace, monkeypatch: pytest.MonkeyPatch) -> None:
+    learned = {"learned_stopping", "confidence (temperatures)"}
+    assert learned < set(usual_rules(example(units=64)))
+    assert not learned & set(usual_rules(example(units=63))), "too few rows"
+    assert not learned & set(usual_rules(example(units=64, exits=1, extras=False))), "nowhere to leave"
+    assert not learned & set(usual_rules(example("multi_label_classification", units=64)))
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    assert learned & set(usual_rules(example(units=64))) == {"confidence (temperatures)"}
+
+
+def test_more_halvings_than_are_learned_on(example: MakeTrace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Learning takes its time, so only the first halvings are used."""
+    monkeypatch.setattr("offramp.calibration.compare._FIT_SPLITS", 2)
+    trace = example(units=64)
+    few, many = (compare(trace, rules={"row": TEMPERATURE}, splits=splits, resamples=5) for splits in (2, 5))
+    assert few["rows"] == many["rows"]

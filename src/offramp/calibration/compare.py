@@ -2,7 +2,9 @@
 
 Rows are halved at random, many times. On each half every knob (and lambda) is chosen, and what was chosen is scored
 on the other half, in both directions: so every split gives every row an answer from knobs that never saw its label.
-Candidate thresholds lie between the scores of *all* rows; no label is used for that.
+Candidate thresholds lie between the scores of *all* rows; no label is used for that. Where a criterion has settings
+that are learned, they are learned on the half as well; its threshold lies between that half's scores, and is chosen by
+what those rows do under settings that were learned without them (``calibration.fitting.held_out_scores``).
 
 Everything is a matrix product: candidates x rows (what would be said) times rows x splits (who is in which half).
 Where a metric is made of counts (F1, Matthews), the product is taken column by column over the rows that count there.
@@ -70,7 +72,8 @@ def compare(
     Args:
         trace: with labels, of rows that were not trained on.
         rules: name of a row of the table -> what competes there; by default ``usual_rules``. Gaps are taken against
-            the row called ``entropy``, or else ``static``, or else ``depth``.
+            the row called ``entropy``, or else ``static``, or else ``depth``. Settings are learned on the first 10
+            halvings only: that takes its time.
         targets: layer speed-ups.
         splits: random halvings.
         seed: of the halvings and of the bootstrap.
@@ -101,7 +104,7 @@ def compare(
                          the histogram's target; other than single-label: both empty
 
     Raises:
-        DataError: no labels, or fewer than four items.
+        DataError: no labels, or fewer than four items, or too few for settings that are to be learned.
         KnobError: a target below 1, or no splits or resamples.
         UnsupportedError: a metric that is not there.
     """
@@ -210,15 +213,15 @@ class _Bench:
             sums[:, number] = said.sum(axis=1)
         return sums
 
-    def halved(self, table: _Table, voices: NDArray[Any]) -> Floats:
-        """Sums over each half: voices [P, U] -> [P, S, 2 * splits]."""
+    def halved(self, table: _Table, voices: NDArray[Any], sides: Floats) -> Floats:
+        """Sums over each of the sides [U, H]: voices [P, U] -> [P, S, H]."""
         if not isinstance(table, Voices):
             rows = _spoken(table, voices)
             p, units, width = rows.shape
-            product: Floats = rows.transpose(0, 2, 1).reshape(p * width, units) @ self.sides
+            product: Floats = rows.transpose(0, 2, 1).reshape(p * width, units) @ sides
             return product.reshape(p, width, -1)
-        sums = np.zeros((len(voices), table.width, self.sides.shape[1]))
-        sides = self.sides.astype(self.count)
+        sums = np.zeros((len(voices), table.width, sides.shape[1]))
+        sides = sides.astype(self.count)
         for number, units, said in table.columns(voices):
             sums[:, number] = said.astype(self.count) @ sides[units]
         return sums
@@ -396,10 +399,10 @@ def _settings(rules: Sequence[Criterion]) -> list[dict[str, Any]]:
 def _fitted(bench: _Bench, name: str, fitted: Fitted, targets: Iterable[float]) -> _Row:
     """A row whose settings are learned on each half: the knob is chosen there on rows that they were not learned on."""
     splits = min(_FIT_SPLITS, bench.splits)
-    sides = [_fit_side(bench, fitted, side) for split in range(splits) for side in (split, split + bench.splits)]
-    results = {target: _fitted_result(bench, sides, target) for target in targets}
-    low = float(bench.trace.layers[0]) / bench.trace.num_layers
-    area = float(np.mean([side.area(bench, low) for side in sides]))
+    table = bench.table(list(bench.trace.logits))
+    sides = [_fit_side(bench, fitted, table, side) for split in range(splits) for side in (split, split + bench.splits)]
+    results = {target: _fitted_result(bench, table, sides, target) for target in targets}
+    area = float(np.mean([side.area for side in sides]))
     settings = {"problem_type": bench.trace.problem_type}
     areas = {"area": area, "areas": [{"settings": settings, "area": area}]}
     return _Row(name, fitted.criterion.name, f"{fitted.criterion.summary} (fitted)", areas, results)
@@ -413,36 +416,17 @@ class _Side:
     """[U]: who is in the half."""
     values: Floats
     """[P]: thresholds."""
-    exits: NDArray[np.int64]
+    exits: NDArray[np.uint8]
     """[P, U]: on the half itself by settings that were learned without the row."""
-    table: Floats
-    """[E, U, S]: features of what each exit says."""
-
-    def scored(self, bench: _Bench, units: NDArray[np.bool_]) -> tuple[Floats, Floats]:
-        """Metric and layer fraction of every threshold on some units: [P] each."""
-        where = np.flatnonzero(units)
-        scored = [float(bench.value(self.table[exits[where], where].sum(axis=0), len(where))) for exits in self.exits]
-        fraction = bench.trace.layers[self.exits[:, where]].mean(axis=1) / bench.trace.num_layers
-        return np.array(scored), fraction
-
-    def area(self, bench: _Bench, low: float) -> float:
-        """Mean score over layer fractions on the other half."""
-        scored, fraction = self.scored(bench, ~self.mine)
-        rows = np.flatnonzero(~self.mine)
-        first, last = (float(bench.value(self.table[e][rows].sum(axis=0), len(rows))) for e in (0, -1))
-        return float(mean_score(fraction, scored, ((low, first), (1.0, last))))
-
-    def choice(self, bench: _Bench, target: float) -> int | None:
-        """The best threshold on the half that is fast enough, the fastest of equals."""
-        scored, fraction = self.scored(bench, self.mine)
-        fast = fraction <= 1 / target + 1e-12
-        if not fast.any():
-            return None
-        best = fast & (scored >= scored[fast].max() - 1e-9)
-        return int(np.where(best, fraction, np.inf).argmin())
+    scored: Floats
+    """[P]: the metric on the half itself."""
+    fraction: Floats
+    """[P]: the layer fraction there."""
+    area: float
+    """Mean score over layer fractions on the other half."""
 
 
-def _fit_side(bench: _Bench, fitted: Fitted, side: int) -> _Side:
+def _fit_side(bench: _Bench, fitted: Fitted, table: _Table, side: int) -> _Side:
     trace, fit = bench.trace, FITS[fitted.fit]
     mine = bench.sides[:, side] > 0
     items = np.zeros(len(trace.lengths), dtype=bool)
@@ -450,35 +434,41 @@ def _fit_side(bench: _Bench, fitted: Fitted, side: int) -> _Side:
     half = trace.select(items)
     rule = fit(half, fitted.criterion)
     assert isinstance(rule, Scored)
-    doubt = scores(trace, rule)
-    doubt[:, mine] = held_out_scores(half, fitted.criterion, fit, seed=bench.seed)
-    values = thresholds(running_minimum(doubt[:, mine]), rule.knobs["threshold"], max_points=_GRID)
-    return _Side(mine, values, exits_at(doubt, values), np.stack([bench.features(one) for one in trace.logits]))
+    doubt, held = scores(trace, rule), held_out_scores(half, fitted.criterion, fit, seed=bench.seed)
+    values, exits = _left(doubt, doubt[:, mine], rule)
+    _, tried = _left(held, held, rule)
+    # A threshold does not mean quite the same to settings learned on fewer rows. So what is chosen is a pace: each of
+    # those tried there stands for the threshold that is as fast on the same rows.
+    layers = trace.layers
+    slower = layers[tried].mean(axis=1)[:, None] - layers[exits[:, mine]].mean(axis=1)
+    same = np.abs(slower).argmin(axis=1)
+    values, exits = values[same], exits[same]
+    exits[:, mine] = tried
+    both = np.stack([mine, ~mine], axis=1).astype(np.float64)
+    scored, fraction = _halved(bench, exits, table, exits, both)
+    area = mean_score(fraction[:, 1], scored[:, 1], _ends(bench, both[:, 1:])[0])
+    return _Side(mine, values, exits, scored[:, 0], fraction[:, 0], float(area))
 
 
-def _fitted_result(bench: _Bench, sides: Sequence[_Side], target: float) -> _Result | None:
-    chosen = [side.choice(bench, target) for side in sides]
-    if any(place is None for place in chosen):
-        return None
-    # On each split the rows of one half are answered by what was learned on the other.
-    exits = np.empty((len(sides) // 2, bench.trace.num_units), dtype=np.int64)
-    for number, (side, place) in enumerate(zip(sides, chosen, strict=True)):
-        exits[number // 2, ~side.mine] = side.exits[place, ~side.mine]
-    table = bench.table(list(bench.trace.logits))
-    voices = exits.astype(np.uint16)
-    knobs = [float(side.values[place]) for side, place in zip(sides, chosen, strict=True)]
-    values = bench.value(bench.summed(table, voices), bench.trace.num_units)
-    return _Result(
-        target=float(target),
-        score=float(values.mean()),
-        samples=bench.samples(table, voices),
-        layer_speedup=bench.trace.num_layers / float(bench.trace.layers[exits].mean()),
-        shares=_counted(bench, exits),
-        exits=np.rint(np.median(exits, axis=0)).astype(np.int64),
-        chosen={
-            "settings": {"problem_type": bench.trace.problem_type},
-            "knobs": {"threshold": float(np.median(knobs))},
-        },
+def _left(doubt: Floats, observed: Floats, rule: Scored) -> tuple[Floats, NDArray[np.uint8]]:
+    """Thresholds [P] between the observed scores, and where units leave at each of them: scores [E, U] -> [P, U]."""
+    values = thresholds(running_minimum(observed), rule.knobs["threshold"], max_points=_GRID)
+    return values, exits_at(doubt, values).astype(np.uint8)
+
+
+def _fitted_result(bench: _Bench, table: _Table, sides: Sequence[_Side], target: float) -> _Result | None:
+    exits = np.empty((len(sides) // 2, bench.trace.num_units), dtype=np.uint8)
+    knobs = []
+    for number, side in enumerate(sides):
+        chosen = _fastest_of_best(side.scored[:, None], side.fraction[:, None], target)
+        if chosen is None:
+            return None
+        # On each split the rows of one half are answered by what was learned on the other.
+        exits[number // 2, ~side.mine] = side.exits[chosen[0], ~side.mine]
+        knobs.append(float(side.values[chosen[0]]))
+    settings = {"problem_type": bench.trace.problem_type}
+    return _told(
+        bench, target, table, exits, exits, {"settings": settings, "knobs": {"threshold": float(np.median(knobs))}}
     )
 
 
@@ -505,7 +495,7 @@ def _enter(bench: _Bench, rules: Sequence[Criterion]) -> _Contender:
         group += [number] * len(points)
         exits.append(left.astype(np.uint8))
     table, where, whose = bench.table(answers), np.concatenate(exits), np.concatenate(voices)
-    scored, fraction = _halved(bench, where, table, whose)
+    scored, fraction = _halved(bench, where, table, whose, bench.sides)
     return _Contender(_settings(rules), np.array(group), knobs, where, table, whose, scored, fraction)
 
 
@@ -519,28 +509,31 @@ def _voices(trace: Trace, outcome: Outcome, answers: list[NDArray[Any]]) -> NDAr
 
 
 def _halved(
-    bench: _Bench, exits: NDArray[np.uint8], table: _Table, voices: NDArray[np.uint16]
+    bench: _Bench, exits: NDArray[np.uint8], table: _Table, voices: NDArray[Any], sides: Floats
 ) -> tuple[Floats, Floats]:
-    """Metric and layer fraction of every candidate on every half: [P, 2 * splits] each."""
-    counts = bench.sides.sum(axis=0)
+    """Metric and layer fraction of every candidate on each of the sides [U, H]: [P, H] each."""
+    counts = sides.sum(axis=0)
     scored, fraction = [], []
     step = 64
     for start in range(0, len(exits), step):
         some = slice(start, start + step)
-        scored.append(bench.value(bench.halved(table, voices[some]).transpose(0, 2, 1), counts))
+        scored.append(bench.value(bench.halved(table, voices[some], sides).transpose(0, 2, 1), counts))
         layers = bench.trace.layers[exits[some]].astype(np.float64)
-        fraction.append(layers @ bench.sides / (counts * bench.trace.num_layers))
+        fraction.append(layers @ sides / (counts * bench.trace.num_layers))
     return np.concatenate(scored), np.concatenate(fraction)
 
 
-def _choice(contender: _Contender, target: float) -> NDArray[np.int64] | None:
-    """[2 * splits]: on each half the best candidate that is fast enough, the fastest of equals; None: not reached."""
-    fast = contender.fraction <= 1 / target + 1e-12
+def _fastest_of_best(scored: Floats, fraction: Floats, target: float) -> NDArray[np.int64] | None:
+    """[P, H] each -> [H]: on each side the best candidate that is fast enough, the fastest of equals.
+
+    None: on some side none is fast enough.
+    """
+    fast = fraction <= 1 / target + 1e-12
     if not fast.any(axis=0).all():
         return None
-    score = np.where(fast, contender.scored, -np.inf)
+    score = np.where(fast, scored, -np.inf)
     best = score >= score.max(axis=0) - 1e-9  # what a sum over many classes rounds away decides nothing
-    result: NDArray[np.int64] = np.where(best, contender.fraction, np.inf).argmin(axis=0)
+    result: NDArray[np.int64] = np.where(best, fraction, np.inf).argmin(axis=0)
     return result
 
 
@@ -575,19 +568,31 @@ def _results(bench: _Bench, contender: _Contender, targets: Iterable[float]) -> 
 
 
 def _result(bench: _Bench, contender: _Contender, target: float) -> _Result | None:
-    chosen = _choice(contender, target)
+    chosen = _fastest_of_best(contender.scored, contender.fraction, target)
     if chosen is None:
         return None
     voices, exits = _unseen(bench, contender, chosen)
-    values = bench.value(bench.summed(contender.table, voices), bench.trace.num_units)
+    return _told(bench, target, contender.table, voices, exits, _chosen(contender, chosen))
+
+
+def _told(
+    bench: _Bench,
+    target: float,
+    table: _Table,
+    voices: NDArray[Any],
+    exits: NDArray[np.uint8],
+    chosen: dict[str, Any],
+) -> _Result:
+    """What answers [splits, U] that no knob was chosen on are worth."""
+    values = bench.value(bench.summed(table, voices), bench.trace.num_units)
     return _Result(
         target=float(target),
         score=float(values.mean()),
-        samples=bench.samples(contender.table, voices),
+        samples=bench.samples(table, voices),
         layer_speedup=bench.trace.num_layers / float(bench.trace.layers[exits].mean()),
         shares=_counted(bench, exits),
         exits=np.rint(np.median(exits, axis=0)).astype(np.int64),
-        chosen=_chosen(contender, chosen),
+        chosen=chosen,
     )
 
 
@@ -634,21 +639,26 @@ def _chosen(contender: _Contender, chosen: NDArray[np.int64]) -> dict[str, Any]:
 
 def _areas(bench: _Bench, contender: _Contender) -> dict[str, Any]:
     """Areas of each of the settings, and of those chosen by their area on the other half."""
-    trace, counts = bench.trace, bench.sides.sum(axis=0)
-    low = float(trace.layers[0]) / trace.num_layers
-    ends_logits = (trace.logits[0], trace.logits[-1])
-    first, last = (bench.value((bench.features(logits).T @ bench.sides).T, counts) for logits in ends_logits)
-    table = np.empty((len(contender.settings), len(counts)))
+    ends = _ends(bench, bench.sides)
+    table = np.empty((len(contender.settings), len(ends)))
     for number, side in np.ndindex(table.shape):
         mine = contender.group == number
-        ends = ((low, float(first[side])), (1.0, float(last[side])))
-        table[number, side] = mean_score(contender.fraction[mine, side], contender.scored[mine, side], ends)
-    other = np.roll(np.arange(len(counts)), bench.splits)
+        table[number, side] = mean_score(contender.fraction[mine, side], contender.scored[mine, side], ends[side])
+    other = np.roll(np.arange(len(ends)), bench.splits)
     pairs = zip(contender.settings, table.mean(axis=1), strict=True)
     return {
         "area": float(table[table.argmax(axis=0), other].mean()),
         "areas": [{"settings": dict(settings), "area": float(value)} for settings, value in pairs],
     }
+
+
+def _ends(bench: _Bench, sides: Floats) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+    """For each of the sides [U, H]: layer fraction and metric of the first exit, and of full depth."""
+    trace, counts = bench.trace, sides.sum(axis=0)
+    low = float(trace.layers[0]) / trace.num_layers
+    ends_logits = (trace.logits[0], trace.logits[-1])
+    first, last = (bench.value((bench.features(logits).T @ sides).T, counts) for logits in ends_logits)
+    return [((low, float(one)), (1.0, float(other))) for one, other in zip(first, last, strict=True)]
 
 
 def _shares(result: _Result | None) -> list[float] | None:

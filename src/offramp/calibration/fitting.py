@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from offramp.calibration.stopping import fit_stopping
 from offramp.calibration.temperature import fit_temperatures
 from offramp.criteria import Criterion, Scored
 from offramp.criteria.learned_stopping import LearnedStopping
+from offramp.errors import KnobError, UnsupportedError
 from offramp.traces.replay import scores
 from offramp.traces.trace import Trace
 
@@ -24,13 +25,16 @@ Fit = Callable[[Trace, Criterion], Criterion]
 
 def _temperature(trace: Trace, criterion: Criterion) -> Criterion:
     """Confidence at temperatures of its own for each exit (RightTool)."""
+    if "temperatures" not in (field.name for field in fields(criterion)):
+        raise UnsupportedError(f"criterion {criterion.name!r} has no temperatures to learn")
     settings: dict[str, Any] = {"temperatures": fit_temperatures(trace)}
     return replace(criterion, **settings)
 
 
 def _stopping(trace: Trace, criterion: Criterion) -> Criterion:
     """Ours: the value of going on."""
-    assert isinstance(criterion, LearnedStopping)
+    if not isinstance(criterion, LearnedStopping):
+        raise UnsupportedError(f"when to stop is learned for 'learned_stopping', not for {criterion.name!r}")
     return fit_stopping(trace, criterion)
 
 
@@ -39,11 +43,25 @@ FITS: Mapping[str, Fit] = {"stopping": _stopping, "temperature": _temperature}
 
 @dataclass(frozen=True)
 class Fitted:
-    """A criterion whose settings are to be learned on whatever rows knobs are chosen on."""
+    """A criterion whose settings are to be learned on whatever rows knobs are chosen on.
+
+    Raises:
+        KnobError: nothing of that name is learned.
+        UnsupportedError: the criterion has no single number to hold against a threshold.
+    """
 
     criterion: Criterion
     fit: str
     """One of ``FITS``."""
+
+    def __post_init__(self) -> None:
+        if self.fit not in FITS:
+            raise KnobError(f"nothing called {self.fit!r} is learned from a trace: there are {', '.join(FITS)}")
+        if not isinstance(self.criterion, Scored):
+            raise UnsupportedError(
+                f"criterion {self.criterion.name!r} has no score, and a comparison learns settings only of criteria "
+                "that leave where a score is below a threshold: give its settings, and compare it as it is"
+            )
 
 
 def held_out_scores(
@@ -57,6 +75,10 @@ def held_out_scores(
         fit: one of ``FITS``.
         folds: parts that the items are dealt into.
         seed: of that.
+
+    Raises:
+        UnsupportedError: the criterion does not fit the trace.
+        DataError: too few rows to learn from.
     """
     items = np.random.default_rng(seed).permutation(len(trace.lengths)) % folds
     units = np.repeat(items, np.diff(trace.offsets))

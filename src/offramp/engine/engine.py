@@ -184,6 +184,7 @@ class Engine:
             self._park(stage.index + 1, rows, np.ones(len(rows.ids), dtype=bool))
             return []
         output, memory = self._runtime.exit(stage, rows.hidden, rows.batch, rows.memory)
+        output = replace(output, lengths=rows.batch.lengths)
         decision, state = decide(self._criterion, stage, output, rows.state, rows.knobs)
         leave, answers = _decided(decision)
         leave = leave | (rows.caps <= stage.layers) | stage.is_last

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from array_api_compat import array_namespace, device
 
@@ -40,6 +41,7 @@ def _one(runtime: Runtime, criterion: Criterion, index: int, text: Encoded, knob
     for stage in runtime.info.stages:
         hidden = runtime.run(stage, hidden, batch)
         output, memory = runtime.exit(stage, hidden, batch, memory)
+        output = replace(output, lengths=batch.lengths)
         decision, state = decide(criterion, stage, output, state, columns)
         if stage.is_last or bool(decision.leave[0]) or stage.layers >= knobs["max_layers"]:
             return Finished(index, to_host(decision.answer)[0], stage.layers, stage.layers, stage.index)

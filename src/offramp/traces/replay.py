@@ -1,7 +1,7 @@
 """A criterion run over a trace: the same ``step`` that serves live traffic, on recorded outputs.
 
-A scored criterion has a fast path: its score is memoryless, so the trace is scored once and every threshold is a
-comparison.
+A scored criterion has a fast path: its score does not depend on the threshold, so the trace is scored once and every
+threshold is a comparison.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def replay(trace: Trace, criterion: Criterion, knobs: Mapping[str, float | NDArr
         if stage.is_last and not criterion.needs <= trace.gives(e):
             break  # the last exit may lack what the others give; it answers with its own logits
         output = trace.output(e)
-        rows = ExitOutput(output.logits[inside], {name: values[inside] for name, values in output.extras.items()})
+        extras = {name: values[inside] for name, values in output.extras.items()}
+        rows = ExitOutput(output.logits[inside], extras, lengths=trace.unit_lengths[inside])
         decision, state = criterion.step(stage, rows, state, {name: v[inside] for name, v in settings.items()})
         leave = np.ones(len(inside), dtype=bool) if stage.is_last else np.asarray(decision.leave)
         exits[inside[leave]] = e

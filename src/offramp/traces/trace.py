@@ -95,15 +95,21 @@ class Trace:
         counts = np.diff(self.offsets)
         return np.repeat(self.lengths / np.maximum(counts, 1), counts)
 
+    @property
+    def unit_lengths(self) -> NDArray[np.int64]:
+        """[U]: tokens of the text that a unit belongs to."""
+        return np.repeat(self.lengths, np.diff(self.offsets))
+
     def gives(self, e: int) -> frozenset[str]:
         """Names of the extras that exit ``e`` gives."""
         # An extra is NaN throughout or nowhere (checked when made), so one unit tells.
         return frozenset(name for name, values in self.extras.items() if not np.isnan(values[e, :1]).any())
 
     def output(self, e: int) -> ExitOutput:
-        """What exit ``e`` said: logits [U, C] and the extras that it gives."""
+        """What exit ``e`` said: logits [U, C] and the extras that it gives; and how long each unit's text is."""
         given = self.gives(e)
-        return ExitOutput(self.logits[e], {name: values[e] for name, values in self.extras.items() if name in given})
+        extras = {name: values[e] for name, values in self.extras.items() if name in given}
+        return ExitOutput(self.logits[e], extras, lengths=self.unit_lengths)
 
     def labels_known(self) -> NDArray[Any]:
         """The labels.
