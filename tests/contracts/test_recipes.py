@@ -287,11 +287,12 @@ def test_knobs_are_monotone(recipe: Recipe, trace: Trace, outcomes: Points) -> N
 
 
 def test_texts_leave_early(recipe: Recipe, trace: Trace, outcomes: Points) -> None:
-    """Somewhere on its way from slow to fast: at every exit but, where the rule compares exits, the first."""
+    """Somewhere on the way from slow to fast some leave early, and some do not."""
     if recipe.exits == "last":
         pytest.skip("has no early exits")
     left = set(np.concatenate([outcome.exits for outcome in outcomes.values()]).tolist())
-    assert left >= set(range(1, trace.num_exits))
+    assert min(left) < trace.num_exits - 1
+    assert max(left) == trace.num_exits - 1
 
 
 def test_the_default_operating_point_is_the_recipes_criterion(recipe: Recipe, run: Run, trace: Trace) -> None:

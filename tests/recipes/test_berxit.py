@@ -54,7 +54,7 @@ def after(make_plan: MakePlan, tmp_path_factory: pytest.TempPathFactory) -> Call
 
 def test_step_parity_alternates_losses(after: Callable[..., dict[str, torch.Tensor]]) -> None:
     """The first step is the last exit's: the early classifiers rest, and the gate learns."""
-    start, first, second = after(1, learning_rate=0.0), after(1), after(2)
+    start, first, second = after(1, learning_rate=0.0, head_learning_rate=0.0), after(1), after(2)
     assert torch.equal(first[EARLY], start[EARLY])
     assert not torch.equal(first[LAST], start[LAST])
     assert not torch.equal(first[GATE], start[GATE])
@@ -64,7 +64,7 @@ def test_step_parity_alternates_losses(after: Callable[..., dict[str, torch.Tens
 
 
 def test_micro_batches_of_a_step_take_the_same_turn(after: Callable[..., dict[str, torch.Tensor]]) -> None:
-    start = after(1, learning_rate=0.0)
+    start = after(1, learning_rate=0.0, head_learning_rate=0.0)
     first = after(1, gradient_accumulation_steps=3, per_device_train_batch_size=8)
     assert torch.equal(first[EARLY], start[EARLY])
 
