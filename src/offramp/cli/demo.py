@@ -129,7 +129,7 @@ def _choose(say: Console, out: Path, parts: dict[str, Path]) -> None:
     points = [
         choose(trace, make(name, **settings), max_drop=0.5, name="default", chosen_on="the demo's choose part")
         for name, grid in candidates(trace)
-        if name != "depth"
+        if name in SHOWN
         for settings in grid
     ]
     best = max(points, key=lambda point: float(point.measured["layer_speedup"]))
