@@ -22,7 +22,7 @@ from offramp.types import PROBLEM_TYPES, ProblemType
 
 __all__ = ["Cell", "Entry", "Suite", "SuiteTask", "Tier", "load_suite"]
 
-NOT_OF_TRAINING = ("summary", "source", "criteria")
+NOT_OF_TRAINING = ("summary", "source", "criteria", "fit")
 """Fields of a recipe that a trained model does not depend on."""
 
 

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from offramp.settings import check_number
 from offramp.types import ProblemType
 
-__all__ = ["Head", "HeadOutput", "Reader", "Surroundings", "make_dropout"]
+__all__ = ["Head", "HeadOutput", "Reader", "Surroundings", "copy_pooler", "make_dropout"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,16 @@ def make_dropout(around: Surroundings, dropout: float | None) -> nn.Dropout:
     if dropout is not None:
         check_number("head.dropout", dropout, low=0, high=1)
     return nn.Dropout(around.dropout if dropout is None else dropout)
+
+
+@torch.no_grad()
+def copy_pooler(own: nn.Linear, pooler: nn.Linear | None) -> None:
+    """Start a head's own pooler from the backbone's; where there is none, or one of another width, it stays fresh."""
+    if pooler is None or pooler.weight.shape != own.weight.shape:
+        return
+    own.weight.copy_(pooler.weight)
+    if pooler.bias is not None:
+        own.bias.copy_(pooler.bias)
 
 
 @dataclass(frozen=True)

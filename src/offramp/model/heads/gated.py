@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from offramp.model.heads.base import Head, HeadOutput, Reader, Surroundings, make_dropout
+from offramp.model.heads.base import Head, HeadOutput, Reader, Surroundings, copy_pooler, make_dropout
 
 __all__ = ["Gated"]
 
@@ -39,13 +39,8 @@ class Gated(Head):
         """The learning-to-exit module: [B, pooled size] -> [B, 1], before the sigmoid."""
         return nn.Linear(around.pooled_size, 1)
 
-    @torch.no_grad()
     def inherit(self, pooler: nn.Linear | None) -> None:
-        if pooler is None or pooler.weight.shape != self.pooler.weight.shape:
-            return
-        self.pooler.weight.copy_(pooler.weight)
-        if pooler.bias is not None:
-            self.pooler.bias.copy_(pooler.bias)
+        copy_pooler(self.pooler, pooler)
 
     def extras(self) -> dict[str, int]:
         return {"gate": 0}

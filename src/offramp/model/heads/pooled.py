@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from offramp.model.heads.base import Head, HeadOutput, Reader, Surroundings, make_dropout
+from offramp.model.heads.base import Head, HeadOutput, Reader, Surroundings, copy_pooler, make_dropout
 
 __all__ = ["Pooled"]
 
@@ -34,14 +34,8 @@ class Pooled(Head):
         self.dropout = make_dropout(around, dropout)
         self.classifier = nn.Linear(around.hidden_size, around.num_outputs)
 
-    @torch.no_grad()
     def inherit(self, pooler: nn.Linear | None) -> None:
-        """Copy the backbone's pooler; a family that has none, or one of another width, leaves the fresh weights."""
-        if pooler is None or pooler.weight.shape != self.pooler.weight.shape:
-            return
-        self.pooler.weight.copy_(pooler.weight)
-        if pooler.bias is not None:
-            self.pooler.bias.copy_(pooler.bias)
+        copy_pooler(self.pooler, pooler)
 
     def forward(
         self, hidden: Tensor, lengths: Tensor, reader: Reader, memory: Mapping[str, Tensor]
