@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +101,105 @@ def training_curves(result: Result) -> str:
     return "\n".join([*lines, "", _origin(result, "python benchmarks/training_curves.py")])
 
 
+def prototypes(result: Result) -> str:
+    """Every variant on every model: what distance adds to entropy."""
+    cells = result["cells"]
+    runs = list(dict.fromkeys(cell["run"] for cell in cells))
+    variants = list(dict.fromkeys(cell["variant"] for cell in cells))
+    lines = [
+        "Points that EDR, its lambda chosen, adds to entropy on the same model: area / at 2x / at 3x layer speed-up. "
+        "The last columns are means over the models, with a standard error (over dev rows, averaged over "
+        f"{result['method']['repeats']} parts of dev; models taken as independent), and the AUROC of DR less that of "
+        "entropy, mean over layers.",
+        "",
+        "| change | " + " | ".join(runs) + " | mean area | mean at 2x | mean at 3x | AUROC |",
+        "|---|" + "---|" * (len(runs) + 4),
+    ]
+    for variant in variants:
+        found = {cell["run"]: cell for cell in cells if cell["variant"] == variant}
+        told = [" / ".join(_added(found[run])) if run in found else "not run" for run in runs]
+        mine = list(found.values())
+        lines.append(f"| {variant} | {' | '.join(told)} | {' | '.join(_over_models(mine))} |")
+    return "\n".join([*lines, "", _origin(result, "python benchmarks/prototypes.py")])
+
+
+def _added(cell: Result) -> list[str]:
+    """Area, 2x and 3x."""
+    gaps = [cell["gaps"]["edr"][place] for place in (1, 2)]
+    return [
+        _gap(cell["area"]["edr"], cell["area"]["entropy"]),
+        *("-" if g is None else f"{100 * g[0]:+.1f}" for g in gaps),
+    ]
+
+
+def _over_models(cells: Sequence[Result]) -> list[str]:
+    area = sum(cell["area"]["edr"] - cell["area"]["entropy"] for cell in cells) / len(cells)
+    told = [f"{100 * area:+.2f}"]
+    for place in (1, 2):
+        gaps = [cell["gaps"]["edr"][place] for cell in cells if cell["gaps"]["edr"][place] is not None]
+        if not gaps:
+            told.append("-")
+            continue
+        mean = sum(gap[0] for gap in gaps) / len(gaps)
+        error = math.sqrt(sum(gap[1] ** 2 for gap in gaps)) / len(gaps)
+        told.append(f"{100 * mean:+.2f} ± {100 * error:.2f}")
+    ranks = [d - e for cell in cells for d, e in zip(cell["auroc"]["dr"], cell["auroc"]["entropy"], strict=True)]
+    return [*told, f"{sum(ranks) / len(ranks):+.3f}"]
+
+
+def signals(result: Result) -> str:
+    """AUROC of entropy, DR and EDR for "this exit is right", by layer."""
+    depth = max((len(cell["auroc"]["entropy"]) for cell in result["cells"]), default=0)
+    lines = [
+        "| task, seed | signal | "
+        + " | ".join(f"after layer {m + 1}" for m in range(depth))
+        + " | of those who left at 2x, all layers |",
+        "|---|---|" + "---|" * (depth + 1),
+    ]
+    for cell in result["cells"]:
+        for name in ("entropy", "dr", "edr"):
+            told = " | ".join(f"{value:.3f}" for value in cell["auroc"][name])
+            lines.append(f"| {cell['task']}, {cell['seed']} | {name} | {told} | {_among(cell, name)} |")
+    return "\n".join([*lines, "", _origin(result, "python benchmarks/signals.py")])
+
+
+def _among(cell: Result, name: str) -> str:
+    """Mean AUROC over the layers at which right and wrong ones left, weighted by those who left."""
+    rows = [row for row in cell["leavers"]["2"] or () if row["auroc"][name] is not None]
+    left = sum(row["left"] for row in rows)
+    return "-" if not left else f"{sum(row['left'] * row['auroc'][name] for row in rows) / left:.3f}"
+
+
+def prototype_overhead(result: Result) -> str:
+    """Microseconds and bytes, by number of classes."""
+    names = ("classifier and entropy", "network", "distances and ratio", "index", "one encoder layer")
+    lines = [
+        f"One early exit, width {result['setup']['hidden']}, prototypes of width {result['setup']['width']}, torch "
+        f"float32, one thread; microseconds a text, median (quartiles) of {result['setup']['rounds']} interleaved rounds. "
+        f'"One encoder layer": {result["setup"]["tokens"]} tokens a text.',
+        "",
+        "| classes | batch | bytes added | " + " | ".join(names) + " |",
+        "|---|---|---|" + "---|" * len(names),
+    ]
+    for row in result["rows"]:
+        told = [
+            "-"
+            if name not in row["microseconds"]
+            else "{median:.1f} ({low:.1f}-{high:.1f})".format(**row["microseconds"][name])
+            for name in names
+        ]
+        lines.append(f"| {row['classes']:,} | {row['batch']} | {row['sizes']['bytes_added']:,} | {' | '.join(told)} |")
+    return "\n".join([*lines, "", _origin(result, "python benchmarks/prototype_overhead.py")])
+
+
 KEYS = ("area", "at_2x", "full_depth")
 TABLES: Mapping[str, tuple[str, Callable[[Result], str]]] = {
     "sst2": ("README.md", sst2),
     "training_curves": ("docs/training.md", training_curves),
     "training_defaults": ("docs/training.md", training_defaults),
+    "prototypes": ("docs/research/de3bert.md", prototypes),
+    "prototype_overhead": ("docs/research/de3bert.md", prototype_overhead),
+    "signals": ("docs/research/de3bert.md", signals),
 }
 """Result file and block -> page, and how the block is written."""
 
