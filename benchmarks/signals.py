@@ -24,7 +24,12 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from scipy.stats import rankdata
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from offramp.bench.provenance import provenance, write_result
 from offramp.bench.suite_results import DONE, Results
@@ -61,11 +66,23 @@ def wrong_at(trace: Trace, exit_: int) -> NDArray[np.bool_]:
 
 
 def auroc(trace: Trace) -> dict[str, list[float]]:
-    """Signal -> one number an early exit."""
-    found: dict[str, list[float]] = {"entropy": [], "dr": [], "edr": []}
+    """Signal -> one number an early exit. ``fitted``: what a learned fusion of entropy and DR gets, out of fold."""
+    found: dict[str, list[float]] = {"entropy": [], "dr": [], "edr": [], "entropy, fitted": [], "both, fitted": []}
     for exit_ in range(trace.num_exits - 1):
-        for name, signal in signals(trace, exit_).items():
-            found[name].append(float(roc_auc_score(wrong_at(trace, exit_), signal)))
+        wrong, told = wrong_at(trace, exit_), signals(trace, exit_)
+        told["entropy, fitted"] = fitted([told["entropy"]], wrong)
+        told["both, fitted"] = fitted([told["entropy"], told["dr"]], wrong)
+        for name, signal in told.items():
+            found[name].append(float(roc_auc_score(wrong, signal)))
+    return found
+
+
+def fitted(inputs: Sequence[Floats], wrong: NDArray[np.bool_]) -> Floats:
+    """P(wrong) out of fold: a logistic regression on cubic terms of the signals' ranks, ten folds."""
+    ranks = np.stack([rankdata(one) / len(one) for one in inputs], axis=1)
+    model = make_pipeline(PolynomialFeatures(3), StandardScaler(), LogisticRegression(max_iter=1000))
+    folds = StratifiedKFold(10, shuffle=True, random_state=0)
+    found: Floats = cross_val_predict(model, ranks, wrong, cv=folds, method="predict_proba")[:, 1]
     return found
 
 

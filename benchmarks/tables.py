@@ -157,7 +157,7 @@ def signals(result: Result) -> str:
         "|---|---|" + "---|" * (depth + 1),
     ]
     for cell in result["cells"]:
-        for name in ("entropy", "dr", "edr"):
+        for name in cell["auroc"]:
             told = " | ".join(f"{value:.3f}" for value in cell["auroc"][name])
             lines.append(f"| {cell['task']}, {cell['seed']} | {name} | {told} | {_among(cell, name)} |")
     return "\n".join([*lines, "", _origin(result, "python benchmarks/signals.py")])
@@ -165,6 +165,8 @@ def signals(result: Result) -> str:
 
 def _among(cell: Result, name: str) -> str:
     """Mean AUROC over the layers at which right and wrong ones left, weighted by those who left."""
+    if name not in ("entropy", "dr", "edr"):
+        return "-"
     rows = [row for row in cell["leavers"]["2"] or () if row["auroc"][name] is not None]
     left = sum(row["left"] for row in rows)
     return "-" if not left else f"{sum(row['left'] * row['auroc'][name] for row in rows) / left:.3f}"
@@ -175,7 +177,8 @@ def prototype_overhead(result: Result) -> str:
     names = ("classifier and entropy", "network", "distances and ratio", "index", "one encoder layer")
     lines = [
         f"One early exit, width {result['setup']['hidden']}, prototypes of width {result['setup']['width']}, torch "
-        f"float32, one thread; microseconds a text, median (quartiles) of {result['setup']['rounds']} interleaved rounds. "
+        "float32, one thread; microseconds a text, median (quartiles) of "
+        f"{result['setup']['rounds']} interleaved rounds. "
         f'"One encoder layer": {result["setup"]["tokens"]} tokens a text.',
         "",
         "| classes | batch | bytes added | " + " | ".join(names) + " |",
