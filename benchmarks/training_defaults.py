@@ -26,7 +26,14 @@ from offramp.training.train import Plan, train
 RESULT = Path(__file__).parent / "results" / "training_defaults.json"
 TASKS = {"sst2": 2000, "banking77": 3000, "mnli10k": 2000}
 """Task -> training rows: a part, so that a cell takes a minute or two."""
-BASE: dict[str, Any] = {"num_train_epochs": 3, "learning_rate": 5e-5, "head_learning_rate": 5e-4, "seed": 42}
+BASE: dict[str, Any] = {
+    "num_train_epochs": 3,
+    "learning_rate": 5e-5,
+    "head_learning_rate": 5e-4,
+    "seed": 42,
+    "load_best_model_at_end": False,  # the last checkpoint: nothing is chosen on dev
+    "eval_strategy": "no",
+}
 CHANGES: dict[str, dict[str, Any]] = {
     "base": {},
     "heads at the encoder's rate": {"arguments": {"head_learning_rate": 5e-5}},

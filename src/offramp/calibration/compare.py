@@ -65,19 +65,20 @@ def compare(
     seed: int = 0,
     resamples: int = 1000,
     metric: str | None = None,
+    baseline: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """The table behind ``offramp compare``.
 
     Args:
         trace: with labels, of rows that were not trained on.
-        rules: name of a row of the table -> what competes there; by default ``usual_rules``. Gaps are taken against
-            the row called ``entropy``, or else ``static``, or else ``depth``. Settings are learned on the first 10
-            halvings only: that takes its time.
+        rules: name of a row of the table -> what competes there; by default ``usual_rules``. Settings are learned on
+            the first 10 halvings only: that takes its time.
         targets: layer speed-ups.
         splits: random halvings.
         seed: of the halvings and of the bootstrap.
         resamples: bootstrap resamples.
+        baseline: row that gaps are taken against; by default ``entropy``, or else ``static``, or else ``depth``.
         metric: by default the task's main one. Metrics that are no mean over rows (F1, Matthews, Pearson) take longer,
             F1 and Matthews the more so the more classes there are.
         progress: called with (rows of the table done, all of them), first with none done; what it raises ends the work.
@@ -105,7 +106,7 @@ def compare(
 
     Raises:
         DataError: no labels, or fewer than four items, or too few for settings that are to be learned.
-        KnobError: a target below 1, or no splits or resamples.
+        KnobError: a target below 1, no splits or resamples, or a baseline that is no row.
         UnsupportedError: a metric that is not there.
     """
     if any(not 1 <= target < math.inf for target in targets) or splits < 1 or resamples < 1:
@@ -120,7 +121,10 @@ def compare(
     curve_targets = [t for t in CURVE_TARGETS if t <= trace.num_layers / int(trace.layers[0])]
     rows = _rows(bench, usual_rules(trace) if rules is None else rules, {*targets, *curve_targets, shown}, progress)
     results = {row.name: row.results for row in rows}
-    baseline = next((name for name in ("entropy", "static", "depth") if name in results), None)
+    if baseline is None:
+        baseline = next((name for name in ("entropy", "static", "depth") if name in results), None)
+    elif baseline not in results:
+        raise KnobError(f"there is no row {baseline!r} to take gaps against: there are {', '.join(results)}")
     against = None if baseline is None else results[baseline]
     return {
         "format": FORMAT,
@@ -482,9 +486,8 @@ def _enter(bench: _Bench, rules: Sequence[Criterion]) -> _Contender:
     for number, rule in enumerate(rules):
         if isinstance(rule, Scored):
             doubt = scores(trace, rule)
-            values = thresholds(running_minimum(doubt), rule.knobs["threshold"], max_points=_GRID)
+            values, left = _left(doubt, doubt, rule)
             points = [{"threshold": float(value)} for value in values]
-            left = exits_at(doubt, values)
             voices.append(left.astype(np.uint16))
         else:
             points = knob_grid(trace, rule)

@@ -1,0 +1,142 @@
+"""Learned stopping against every other criterion, on the traces that the suite kept.
+
+    python benchmarks/learned_stopping.py [--trainings joint de3bert]
+
+For each task and training (joint is every criterion's common ground; de3bert has distances besides): paired gaps of
+learned stopping to every other criterion at 1.5x, 2x and 3x layer speed-up. Settings are learned, and knobs chosen, on
+one half of dev and scored on the other, mean over ten halvings; standard errors from a paired bootstrap over rows,
+averaged over seeds. A criterion is *significantly better* on a task where Holm's correction over all criteria and
+layer speed-ups of that task leaves p below .05 (two-sided, normal). Means over tasks take tasks as independent. Writes
+benchmarks/results/learned_stopping.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from offramp.bench.provenance import provenance, write_result
+from offramp.bench.suite_results import DONE, Results
+from offramp.calibration.compare import compare, usual_rules
+from offramp.errors import DataError
+from offramp.traces.trace import Trace
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "learned_stopping.json"
+OURS = "learned_stopping"
+TARGETS = (1.5, 2.0, 3.0)
+SPLITS, RESAMPLES = 10, 1000
+LEVEL = 0.05
+
+
+def gaps(trace: Trace) -> dict[str, list[list[float] | None]] | None:
+    """Criterion -> for each target what ours is above it, and the standard error; None: ours cannot be learned."""
+    rules = usual_rules(trace)
+    if OURS not in rules:
+        return None
+    try:
+        result = compare(
+            trace, rules=rules, targets=TARGETS, splits=SPLITS, resamples=RESAMPLES, baseline=OURS, metric="accuracy"
+        )
+    except DataError as error:
+        print(f"left out: {error}")
+        return None
+    return {row["name"]: [_gap(cell) for cell in row["cells"]] for row in result["rows"] if row["name"] != OURS}
+
+
+def _gap(cell: Mapping[str, Any] | None) -> list[float] | None:
+    if cell is None or cell["against_baseline"] is None:
+        return None
+    low, high = cell["against_baseline"]["interval"]
+    return [-cell["against_baseline"]["mean"], (high - low) / 3.92]
+
+
+def over_seeds(found: Sequence[dict[str, list[list[float] | None]]]) -> dict[str, list[list[float] | None]]:
+    """Means over seeds. The rows are the same, so a standard error does not shrink with seeds."""
+    names = [name for name in found[0] if all(name in one for one in found)]
+    return {name: [_mean([one[name][place] for one in found]) for place in range(len(TARGETS))] for name in names}
+
+
+def _mean(values: Sequence[list[float] | None]) -> list[float] | None:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    return [sum(value[part] for value in known) / len(known) for part in (0, 1)]
+
+
+def holm(tests: Mapping[tuple[str, float], float]) -> dict[tuple[str, float], float]:
+    """Holm's corrected p-values."""
+    corrected, largest = {}, 0.0
+    for rank, (key, p) in enumerate(sorted(tests.items(), key=lambda item: item[1])):
+        largest = max(largest, min(1.0, p * (len(tests) - rank)))
+        corrected[key] = largest
+    return corrected
+
+
+def verdict(found: Mapping[str, Sequence[list[float] | None]]) -> list[dict[str, Any]]:
+    """Where a gap of a task is significant after correction."""
+    told = {(name, t): gap for name, row in found.items() for t, gap in zip(TARGETS, row, strict=True) if gap}
+    p = {key: math.erfc(abs(gap[0]) / gap[1] / math.sqrt(2)) if gap[1] else 1.0 for key, gap in told.items()}
+    return [
+        {"criterion": name, "target": target, "gap": told[name, target][0], "p": value}
+        for (name, target), value in holm(p).items()
+        if value < LEVEL
+    ]
+
+
+def over_tasks(tasks: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float] | None]]:
+    """Criterion -> mean over tasks and its standard error, of those that every task has."""
+    names = [name for name in tasks[0]["gaps"] if all(name in task["gaps"] for task in tasks)]
+    found: dict[str, list[list[float] | None]] = {}
+    for name in names:
+        found[name] = []
+        for place in range(len(TARGETS)):
+            known = [task["gaps"][name][place] for task in tasks]
+            if any(gap is None for gap in known):
+                found[name].append(None)
+                continue
+            mean = sum(gap[0] for gap in known) / len(known)
+            found[name].append([mean, math.sqrt(sum(gap[1] ** 2 for gap in known)) / len(known)])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trainings", nargs="+", default=("joint", "de3bert"), metavar="RECIPE")
+    options = parser.parse_args()
+    results = Results(ROOT / "benchmarks" / "results" / "suite")
+    _, cells = results.read()
+    trainings = []
+    for recipe in options.trainings:
+        tasks = _tasks(results, [cell for cell in cells if cell["recipe"] == recipe and cell["status"] == DONE])
+        if tasks:
+            trainings.append({"recipe": recipe, "tasks": tasks, "mean": over_tasks(tasks)})
+    seeds = sorted({seed for one in trainings for task in one["tasks"] for seed in task["seeds"]})
+    method = {"targets": TARGETS, "splits": SPLITS, "resamples": RESAMPLES, "level": LEVEL}
+    write_result(RESULT, {"method": method, "trainings": trainings, **provenance(seeds=seeds)})
+    for one in trainings:
+        print(one["recipe"], json.dumps(one["mean"]))
+    print(json.dumps({"benchmark": "learned_stopping", "trainings": len(trainings)}))
+
+
+def _tasks(results: Results, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    found = []
+    for task in dict.fromkeys(cell["task"] for cell in cells):
+        mine = {cell["seed"]: cell for cell in cells if cell["task"] == task}
+        told = {seed: gaps(results.trace(task, cell["key"])) for seed, cell in mine.items()}
+        known = {seed: one for seed, one in told.items() if one is not None}
+        if not known:
+            continue
+        means = over_seeds(list(known.values()))
+        rows = next(iter(mine.values()))["rows"]["dev"]
+        found.append({"task": task, "n": rows, "seeds": sorted(known), "gaps": means, "significant": verdict(means)})
+        print(f"{task}: {json.dumps(found[-1]['significant'])}", flush=True)
+    return found
+
+
+if __name__ == "__main__":
+    main()
