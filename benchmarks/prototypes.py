@@ -110,6 +110,10 @@ VARIANTS: dict[str, Variant] = {
     "no network, cosine": Variant(network="identity", means="train", epochs=0, distance="cosine"),
     "no network, 4 centres": Variant(network="identity", means="train", epochs=0, centres=4),
     "no network, 10th neighbour": Variant(network="identity", epochs=0, neighbours=10),
+    "no network, 1st neighbour": Variant(network="identity", epochs=0, neighbours=1),
+    "no network, 50th neighbour": Variant(network="identity", epochs=0, neighbours=50),
+    "whitened, 10th neighbour": Variant(network="whitened", means="train", epochs=0, neighbours=10),
+    "10th neighbour, held out": Variant(network="identity", epochs=0, neighbours=10, learns_from="held out"),
     "r1 nearest": Variant(rule={"own": "nearest"}),
     "r2 mean": Variant(rule={"others": "mean"}),
     "arithmetic": Variant(rule={"fusion": "arithmetic"}),
@@ -215,13 +219,20 @@ def distances(variant: Variant, learn: Features, held: Features, judge: Features
 
 def _to_classes(variant: Variant, z: Tensor, source: Tensor, labels: Tensor, means: Tensor) -> Tensor:
     if variant.neighbours:
-        each = [torch.cdist(z, source[labels == k]) for k in range(len(means))]
-        return torch.stack([d.kthvalue(min(variant.neighbours, d.shape[1]), dim=1).values for d in each], dim=1)
+        return torch.stack([_kth(z, source[labels == k], variant.neighbours) for k in range(len(means))], dim=1)
     seen = torch.ones(len(means), dtype=torch.bool)
     if variant.centres > 1:
         centres = [_centres(source[labels == k], variant.centres) for k in range(len(means))]
         return torch.stack([torch.cdist(z, one).amin(dim=1) for one in centres], dim=1)
     return distances_to(z, means, seen, distance=variant.distance)  # type: ignore[arg-type]
+
+
+def _kth(z: Tensor, rows: Tensor, k: int) -> Tensor:
+    """[N]: distance to the k-th nearest of some rows, or the farthest where there are fewer; infinite without any."""
+    if len(rows) == 0:
+        return torch.full((len(z),), float("inf"))
+    far: Tensor = torch.cdist(z, rows).kthvalue(min(k, len(rows)), dim=1).values
+    return far
 
 
 def _centres(rows: Tensor, number: int) -> Tensor:
