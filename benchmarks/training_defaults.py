@@ -29,7 +29,7 @@ TASKS = {"sst2": 2000, "banking77": 3000, "mnli10k": 2000}
 BASE: dict[str, Any] = {
     "num_train_epochs": 3,
     "learning_rate": 5e-5,
-    "head_learning_rate": 2e-3,
+    "head_learning_rate": 1e-3,
     "seed": 42,
     "load_best_model_at_end": False,  # the last checkpoint: nothing is chosen on dev
     "eval_strategy": "no",
@@ -38,8 +38,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "base": {},
     "head_learning_rate 5e-5": {"arguments": {"head_learning_rate": 5e-5}},
     "head_learning_rate 5e-4": {"arguments": {"head_learning_rate": 5e-4}},
-    "head_learning_rate 1e-3": {"arguments": {"head_learning_rate": 1e-3}},
-    "head_learning_rate 5e-3": {"arguments": {"head_learning_rate": 5e-3}},
+    "head_learning_rate 2e-3": {"arguments": {"head_learning_rate": 2e-3}},
     "learning_rate 2e-5": {"arguments": {"learning_rate": 2e-5}},
     "learning_rate 1e-4": {"arguments": {"learning_rate": 1e-4}},
     "6 epochs": {"arguments": {"num_train_epochs": 6}},

@@ -67,7 +67,7 @@ def train(
     ] = None,
     head_learning_rate: Annotated[
         float | None,
-        typer.Option(metavar="X", help="Of the exits and the model's own head; by default ten times the encoder's."),
+        typer.Option(metavar="X", help="Of the exits and the model's own head; by default twenty times the encoder's."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,
     max_drop: Annotated[
@@ -83,8 +83,8 @@ def train(
     quiet_transformers()
     if (Path(model).is_absolute() or model.startswith(".")) and not Path(model).is_dir():
         raise RunError(f"there is no folder {model}: check --model")
-    arguments = _trainer_arguments(context.args)
-    _check_names(arguments, context)
+    arguments = trainer_arguments(context.args)
+    check_names(arguments, context)
     if head_learning_rate is not None:
         arguments["head_learning_rate"] = head_learning_rate
     plan = Plan(
@@ -97,7 +97,7 @@ def train(
         label_column=label_column,
         problem_type=problem_type,  # type: ignore[arg-type]  # load_data refuses what is none
         settings=parse_settings(setting),
-        exits=_layers(exits),
+        exits=layer_numbers(exits),
         pooling=pooling,  # type: ignore[arg-type]  # ExitSettings refuses what is none
         shared=shared_head,
         last_exit=last_exit,  # type: ignore[arg-type]
@@ -107,7 +107,7 @@ def train(
         resume=resume,
         max_drop=max_drop,
     )
-    with _left_tidy(out):
+    with left_tidy(out):
         run = run_training(plan)
     if run.config:  # only the first of several processes has written it
         from offramp.calibration.points import read_points
@@ -129,7 +129,7 @@ def _say_done(folder: Path, point: Any, data: str | None) -> None:
 
 
 @contextmanager
-def _left_tidy(out: Path) -> Iterator[None]:
+def left_tidy(out: Path) -> Iterator[None]:
     """After a failure the work folder stays only where there is something in it to go on from; what to do is said."""
     work = out.parent / f"{out.name}.training"
     try:
@@ -160,7 +160,8 @@ def _is_failed_write(error: BaseException) -> bool:
     )
 
 
-def _layers(exits: str | None) -> tuple[int, ...] | None:
+def layer_numbers(exits: str | None) -> tuple[int, ...] | None:
+    """``2,4,6`` to numbers; None where nothing is given."""
     if exits is None:
         return None
     try:
@@ -169,7 +170,7 @@ def _layers(exits: str | None) -> tuple[int, ...] | None:
         raise KnobError(f"--exits takes layer numbers joined by commas, such as 2,4,6, not {exits!r}") from None
 
 
-def _trainer_arguments(words: list[str]) -> dict[str, Any]:
+def trainer_arguments(words: list[str]) -> dict[str, Any]:
     """``["--num-train-epochs", "8", "--fp16"]`` to ``{"num_train_epochs": "8", "fp16": True}``."""
     arguments: dict[str, Any] = {}
     words = list(words)
@@ -184,7 +185,7 @@ def _trainer_arguments(words: list[str]) -> dict[str, Any]:
     return arguments
 
 
-def _check_names(arguments: dict[str, Any], context: typer.Context) -> None:
+def check_names(arguments: dict[str, Any], context: typer.Context) -> None:
     """Complain of a misspelt option of ours; ``make_arguments`` does of a misspelt argument of Trainer's."""
     from offramp.training.arguments import ExitTrainingArguments
 

@@ -21,7 +21,7 @@ Leave at the first m with -sum_c p_c ln p_c / ln C < threshold; the paper calls 
 - KL(teacher || student) is what the released code has. Which direction the paper prints is unconfirmed.
 - The last exit, the teacher, is the model's own head, so that plain transformers can load the model; the paper gives it
   the exits' form.
-- Exits learn at ten times the encoder's rate, as in the paper, which is the default of every recipe here
+- Exits learn at twenty times the encoder's rate, the default of every recipe here, and at ten times in the paper
   (`--head_learning_rate` changes it). The schedule counts stage 2's own steps; in the released code the rate reaches 0
   half-way.
 - The teacher speaks without dropout; in the released code it is on.

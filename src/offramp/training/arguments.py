@@ -43,11 +43,18 @@ DEFAULTS: dict[str, Any] = {
 
 @dataclass
 class ExitTrainingArguments(TrainingArguments):  # type: ignore[misc]
-    """``transformers.TrainingArguments`` and one of ours."""
+    """``transformers.TrainingArguments`` and two of ours."""
 
     head_learning_rate: float | None = field(
         default=None,
-        metadata={"help": "Learning rate of the exits and the model's own head; None: ten times the encoder's."},
+        metadata={"help": "Learning rate of the exits and the model's own head; None: twenty times the encoder's."},
+    )
+    feature_dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "float32 or float16: how what a frozen encoder gives is kept on disk. None: float32, but float16 "
+            "for heads that read every token where they compute in half precision."
+        },
     )
 
 
@@ -116,6 +123,8 @@ def _check_numbers(values: Mapping[str, Any]) -> None:
         value = values.get(name)
         if value is not None and not (math.isfinite(value) and value >= low):
             raise KnobError(f"--{name} must be {low} or more, not {value}")
+    if values.get("feature_dtype") not in (None, "float32", "float16"):
+        raise KnobError(f"--feature_dtype must be float32 or float16, not {values['feature_dtype']!r}")
     if values["num_train_epochs"] == 0 and not (values.get("max_steps") or 0) > 0:
         raise KnobError("--num_train_epochs 0 trains nothing: give a number above 0")
 
