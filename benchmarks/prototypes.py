@@ -80,6 +80,9 @@ class Variant:
     neighbours: int = 0
     """Above 0: no prototypes; distance to a class = to its k-th nearest row (density)."""
     distance: str = "euclidean"
+    classifier: bool = False
+    """Early exits' classifiers are trained again, as the prototypical network is: is it distance that helps, or a second
+    and better trained reading of the same vector?"""
     temperature: bool = False
     """Logits at temperatures fitted to the held-out third, for entropy alone as well."""
     rule: Mapping[str, Any] = field(default_factory=dict)
@@ -120,6 +123,8 @@ VARIANTS: dict[str, Variant] = {
     "geometric": Variant(rule={"fusion": "geometric"}),
     "max": Variant(rule={"fusion": "max"}),
     "temperature": Variant(temperature=True),
+    "classifiers trained again": Variant(classifier=True),
+    "classifiers trained again, softmax": Variant(classifier=True, form="softmax"),
     "no network, geometric": Variant(network="identity", means="train", epochs=0, rule={"fusion": "geometric"}),
     "no network, temperature": Variant(network="identity", means="train", epochs=0, temperature=True),
 }
@@ -307,6 +312,27 @@ def _whitening(within: Tensor, shrinkage: float) -> Tensor:
     return result
 
 
+def _retrained(variant: Variant, learn: Features, judge: Features, seed: int) -> Floats:
+    """Logits [E, N, C] of classifiers trained on the frozen features; the last exit keeps its own."""
+    found = []
+    for exit_ in range(len(judge.pooled)):
+        torch.manual_seed(seed + exit_)
+        x, y = torch.from_numpy(learn.pooled[exit_]), torch.from_numpy(learn.labels)
+        layer = nn.Linear(x.shape[1], judge.logits.shape[-1])
+        optimiser = torch.optim.AdamW(layer.parameters(), lr=LEARNING_RATE)
+        steps = variant.epochs * -(-len(x) // BATCH)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, total_iters=steps)
+        for _ in range(variant.epochs):
+            for rows in torch.split(torch.randperm(len(x)), BATCH):
+                optimiser.zero_grad()
+                nn.functional.cross_entropy(layer(x[rows]), y[rows]).backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+                schedule.step()
+        with torch.inference_mode():
+            found.append(layer(torch.from_numpy(judge.pooled[exit_])).numpy())
+    return np.concatenate([np.stack(found), judge.logits[-1:]])
+
+
 # From distances to a verdict
 
 
@@ -327,7 +353,10 @@ def _one_repeat(variant: Variant, learn: Features, dev: Features, layers: Sequen
     order = np.random.default_rng(repeat).permutation(len(dev.labels))
     third = len(order) // 3
     held, judge = _rows(dev, order[:third]), _rows(dev, order[third:])
-    trace = _trace(judge, layers, distances(variant, learn, held, judge, 100 * repeat))
+    far = distances(variant, learn, held, judge, 100 * repeat)
+    if variant.classifier:
+        judge = replace(judge, logits=_retrained(variant, learn, judge, 100 * repeat))
+    trace = _trace(judge, layers, far)
     if variant.temperature:
         by_exit = np.array(fit_temperatures(_trace(held, layers, None)), dtype=np.float32)[:, None, None]
         trace = replace(trace, logits=trace.logits / by_exit)
