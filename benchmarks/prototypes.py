@@ -81,8 +81,8 @@ class Variant:
     """Above 0: no prototypes; distance to a class = to its k-th nearest row (density)."""
     distance: str = "euclidean"
     classifier: bool = False
-    """Early exits' classifiers are trained again, as the prototypical network is: is it distance that helps, or a second
-    and better trained reading of the same vector?"""
+    """Early exits' classifiers are trained again, as the prototypical network is: does distance help, or a second and
+    better trained reading of the same vector?"""
     temperature: bool = False
     """Logits at temperatures fitted to the held-out third, for entropy alone as well."""
     rule: Mapping[str, Any] = field(default_factory=dict)

@@ -106,45 +106,49 @@ def prototypes(result: Result) -> str:
     cells = result["cells"]
     runs = list(dict.fromkeys(cell["run"] for cell in cells))
     variants = list(dict.fromkeys(cell["variant"] for cell in cells))
+    speeds = [f"{target:g}x" for target in result["method"]["targets"][1:]]
     lines = [
-        "Points that EDR, its lambda chosen, adds to entropy on the same model: area / at 2x / at 3x layer speed-up. "
-        "The last columns are means over the models, with a standard error (over dev rows, averaged over "
-        f"{result['method']['repeats']} parts of dev; models taken as independent), and the AUROC of DR less that of "
-        "entropy, mean over layers.",
+        f"Points that EDR, its lambda chosen, adds to entropy on the same model: area / at {' / '.join(speeds)} layer "
+        "speed-up. Then means over models and tasks with a standard error (over dev rows; "
+        f"{result['method']['repeats']} parts of dev; models of one task share their rows, tasks are independent), and "
+        'the AUROC of entropy / DR / EDR (lambda 1) for "the first exit is right", mean over models.',
         "",
-        "| change | " + " | ".join(runs) + " | mean area | mean at 2x | mean at 3x | AUROC |",
-        "|---|" + "---|" * (len(runs) + 4),
+        "| "
+        + " | ".join(["change", *runs, "mean area", *(f"mean at {x}" for x in speeds), "AUROC, first exit"])
+        + " |",
+        "|---|" + "---|" * (len(runs) + len(speeds) + 2),
     ]
     for variant in variants:
         found = {cell["run"]: cell for cell in cells if cell["variant"] == variant}
         told = [" / ".join(_added(found[run])) if run in found else "not run" for run in runs]
-        mine = list(found.values())
-        lines.append(f"| {variant} | {' | '.join(told)} | {' | '.join(_over_models(mine))} |")
+        lines.append(f"| {variant} | {' | '.join(told)} | {' | '.join(_over_models(list(found.values())))} |")
     return "\n".join([*lines, "", _origin(result, "python benchmarks/prototypes.py")])
 
 
 def _added(cell: Result) -> list[str]:
-    """Area, 2x and 3x."""
-    gaps = [cell["gaps"]["edr"][place] for place in (1, 2)]
-    return [
-        _gap(cell["area"]["edr"], cell["area"]["entropy"]),
-        *("-" if g is None else f"{100 * g[0]:+.1f}" for g in gaps),
-    ]
+    """Area, then each speed-up but the lowest."""
+    gaps = cell["gaps"]["edr"][1:]
+    area = _gap(cell["area"]["edr"], cell["area"]["entropy"])
+    return [area, *("-" if gap is None else f"{100 * gap[0]:+.1f}" for gap in gaps)]
 
 
 def _over_models(cells: Sequence[Result]) -> list[str]:
     area = sum(cell["area"]["edr"] - cell["area"]["entropy"] for cell in cells) / len(cells)
     told = [f"{100 * area:+.2f}"]
-    for place in (1, 2):
-        gaps = [cell["gaps"]["edr"][place] for cell in cells if cell["gaps"]["edr"][place] is not None]
-        if not gaps:
+    for place in range(1, len(cells[0]["gaps"]["edr"])):
+        tasks: dict[str, list[Sequence[float]]] = {}
+        for cell in cells:
+            if cell["gaps"]["edr"][place] is not None:
+                tasks.setdefault(cell["task"], []).append(cell["gaps"]["edr"][place])
+        means = [[sum(gap[part] for gap in gaps) / len(gaps) for part in (0, 1)] for gaps in tasks.values()]
+        if not means:
             told.append("-")
             continue
-        mean = sum(gap[0] for gap in gaps) / len(gaps)
-        error = math.sqrt(sum(gap[1] ** 2 for gap in gaps)) / len(gaps)
+        mean = sum(gap for gap, _ in means) / len(means)
+        error = math.sqrt(sum(error**2 for _, error in means)) / len(means)
         told.append(f"{100 * mean:+.2f} ± {100 * error:.2f}")
-    ranks = [d - e for cell in cells for d, e in zip(cell["auroc"]["dr"], cell["auroc"]["entropy"], strict=True)]
-    return [*told, f"{sum(ranks) / len(ranks):+.3f}"]
+    first = [sum(cell["auroc"][name][0] for cell in cells) / len(cells) for name in ("entropy", "dr", "edr")]
+    return [*told, " / ".join(f"{value:.3f}" for value in first)]
 
 
 def signals(result: Result) -> str:
