@@ -1,10 +1,11 @@
-"""Shared fixtures: a tiny encoder with its tokenizer, tiny data sets, tiny models of every family, trained runs.
+"""Shared fixtures: a tiny encoder and its tokenizer, tiny data sets, tiny models of every family, runs, traces.
 
 Nothing here touches the network, and torch is imported by the fixtures that need it, not by this file.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -13,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -59,8 +61,25 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Family -> class and settings of a tiny configuration."""
 
+VECTORS = {
+    # gains confidence
+    "A": [0.40, 0.35, 0.25, 0.55, 0.30, 0.15, 0.75, 0.15, 0.10, 0.90, 0.06, 0.04, 0.96, 0.03, 0.01, 0.98, 0.01, 0.01],
+    # confident, then changes its mind
+    "B": [0.85, 0.10, 0.05, 0.45, 0.50, 0.05, 0.30, 0.60, 0.10, 0.25, 0.65, 0.10, 0.10, 0.85, 0.05, 0.04, 0.95, 0.01],
+    # never confident
+    "C": [0.34, 0.33, 0.33, 0.34, 0.36, 0.30, 0.42, 0.30, 0.28, 0.36, 0.30, 0.34, 0.38, 0.42, 0.20, 0.37, 0.40, 0.23],
+}
+"""Text -> probabilities of three classes at the first layer, at the second, ... at the sixth."""
+
 MakeModel = Callable[..., Any]
+MakeTrace = Callable[..., Any]
 MakeRows = Callable[..., dict[str, Any]]
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the garbage collector, which every training calls, shall not look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def sentence(draw: random.Random, kinds: Sequence[str]) -> str:
@@ -132,7 +151,10 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def make_plan(tiny_encoder: str, toy_data: Callable[[str], str]) -> Callable[..., Any]:
-    """``make_plan(out, arguments={...}, data=..., ...)``: a plan that trains in about a second, in float32."""
+    """``make_plan(out, arguments={...}, data=..., ...)``: a plan that trains in less than a second, in float32.
+
+    ``once=False``: evaluated and saved every epoch (six steps), as without the tests, and not only at the end.
+    """
     from offramp.training.train import Plan
 
     quick = {
@@ -145,8 +167,10 @@ def make_plan(tiny_encoder: str, toy_data: Callable[[str], str]) -> Callable[...
         "disable_tqdm": True,
     }
 
-    def make(out: Path, *, arguments: dict[str, Any] | None = None, **changes: Any) -> Plan:
+    def make(out: Path, *, arguments: dict[str, Any] | None = None, once: bool = True, **changes: Any) -> Plan:
         given = quick | (arguments or {})
+        if once:
+            given = {"eval_steps": given["max_steps"], "save_steps": given["max_steps"]} | given
         plan = Plan(model=tiny_encoder, data=toy_data(KINDS[0]), out=out, pooling="mean", arguments=given)
         return replace(plan, **changes)
 
@@ -158,8 +182,26 @@ def trained(make_plan: Callable[..., Any], tmp_path_factory: pytest.TempPathFact
     """A run folder: DE3-BERT on the single-label toy data. Shared: do not change it."""
     from offramp.training.train import train
 
-    folder: Path = train(make_plan(tmp_path_factory.mktemp("trained") / "run")).folder
+    folder: Path = train(make_plan(tmp_path_factory.mktemp("trained") / "run", once=False)).folder
     return folder
+
+
+@pytest.fixture(scope="session")
+def joint_run(
+    make_plan: Callable[..., Any], toy_data: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Problem type -> a run of the recipe that serves all. Shared: do not change it."""
+    from offramp.training.train import train
+
+    made: dict[str, Path] = {}
+
+    def make(kind: str) -> Path:
+        if kind not in made:
+            plan = make_plan(tmp_path_factory.mktemp(kind) / "run", data=toy_data(kind), recipe="joint")
+            made[kind] = train(plan).folder
+        return made[kind]
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -198,6 +240,40 @@ def tiny_model(plain_model: MakeModel) -> MakeModel:
     return make
 
 
+@pytest.fixture(scope="session")
+def trace_of() -> MakeTrace:
+    """``trace_of(logits, kind, labels=..., layers=..., **extras)``: [E, U, C] to a trace; an exit after every layer."""
+    from offramp.traces.trace import Trace
+
+    def make(
+        logits: Any, kind: Any = KINDS[0], *, labels: Any = None, layers: Sequence[int] | None = None, **extras: Any
+    ) -> Trace:
+        logits = np.asarray(logits, dtype=np.float32)
+        return Trace(
+            logits=logits,
+            layers=np.arange(1, len(logits) + 1) if layers is None else np.array(layers),
+            lengths=np.ones(logits.shape[1], dtype=np.int64),
+            problem_type=kind,
+            id2label={c: str(c) for c in range(logits.shape[2])},
+            extras={name: np.asarray(values, dtype=np.float32) for name, values in extras.items()},
+            labels=labels,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def vectors() -> dict[str, Any]:
+    """Text -> [6 layers, 3 classes]: probabilities for which every method's answer was worked out by hand."""
+    return {name: np.array(rows).reshape(6, 3) for name, rows in VECTORS.items()}
+
+
+@pytest.fixture(scope="session")
+def vector_trace(vectors: dict[str, Any], trace_of: MakeTrace) -> Any:
+    """The trace of ``vectors``: units A, B and C."""
+    return trace_of(np.log(np.stack([vectors[name] for name in "ABC"], axis=1)))
+
+
 def _normal(like: Any, generator: Any) -> Any:
     import torch
 
@@ -226,5 +302,25 @@ def rows() -> MakeRows:
         ids = torch.randint(1, 41, (len(lengths), max(lengths)), generator=generator)
         mask = (torch.arange(max(lengths)) < count[:, None]).long()
         return {"input_ids": ids * mask, "attention_mask": mask} | more
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def as_run(tiny_encoder: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``as_run(model)``: a run folder of an untrained model with exits; it has no trace and no operating point."""
+    import shutil
+
+    def make(model: Any) -> Path:
+        folder = tmp_path_factory.mktemp("as-run") / "run"
+        model.save_pretrained(folder)
+        for path in Path(tiny_encoder).glob("*token*.json"):
+            shutil.copy(path, folder / path.name)
+        config = json.loads((folder / "config.json").read_text())
+        types = (getattr(model.config, "type_vocab_size", 0) or 0) > 1
+        config["offramp"] |= {"format": 1, "recipe": "joint", "max_length": 32, "token_types": types}
+        config["problem_type"] = model.problem_type
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
 
     return make

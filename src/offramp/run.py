@@ -8,6 +8,7 @@ it too.
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import logging
 import os
@@ -26,7 +27,7 @@ from safetensors.numpy import load_file
 from offramp.errors import RunError
 from offramp.types import PROBLEM_TYPES, ProblemType
 
-__all__ = ["FORMAT", "Run", "replace_folder"]
+__all__ = ["FORMAT", "Run", "replace_folder", "weights_hash"]
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +122,16 @@ class Run:
     def uses_token_types(self) -> bool:
         """Whether the backbone reads segment ids."""
         return bool(self.section.get("token_types", False))
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256 of the weight files, which a trace remembers its model by."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("model*.safetensors")):
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def _check_section(folder: Path, config: Mapping[str, Any], section: Mapping[str, Any]) -> None:

@@ -71,18 +71,7 @@ def test_who_cannot_be_told_apart_stops_together() -> None:
     assert stopping_thresholds(right, np.array([1.0, 2.0]), 0.2).tolist() == [0.0]
 
 
-def trace_of(logits: np.ndarray, labels: np.ndarray | None, layers: tuple[int, ...] | None = None) -> Trace:
-    return Trace(
-        logits=logits.astype(np.float32),
-        layers=np.arange(1, len(logits) + 1) if layers is None else np.array(layers),
-        lengths=np.full(logits.shape[1], 10),
-        problem_type="single_label_classification",
-        id2label={0: "a", 1: "b"},
-        labels=labels,
-    )
-
-
-def planted(units: int, seed: int) -> Trace:
+def planted(trace_of: MakeTrace, units: int, seed: int) -> Trace:
     """The second exit is always sure; where it says what the first said it is right, elsewhere mostly wrong."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(2, size=units)
@@ -91,7 +80,7 @@ def planted(units: int, seed: int) -> Trace:
     second = np.where(agrees, first, 1 - first)
     sure = np.array([0.4, 4.0, 4.0]) + rng.random((units, 3))
     said = np.stack([first, second, labels])
-    return trace_of(np.eye(2)[said] * sure.T[:, :, None], labels, layers=(1, 2, 6))
+    return trace_of(np.eye(2)[said] * sure.T[:, :, None], labels=labels, layers=(1, 2, 6))
 
 
 def at_fraction(trace: Trace, rule: Scored, fraction: float) -> float:
@@ -100,9 +89,9 @@ def at_fraction(trace: Trace, rule: Scored, fraction: float) -> float:
     return score
 
 
-def test_finds_what_entropy_cannot_see() -> None:
+def test_finds_what_entropy_cannot_see(trace_of: MakeTrace) -> None:
     """At a layer fraction of about .65 learned stopping errs on next to none; entropy cannot tell the halves apart."""
-    train, fresh = planted(400, 0), planted(4000, 1)
+    train, fresh = planted(trace_of, 400, 0), planted(trace_of, 4000, 1)
     rule = fit_stopping(train, LearnedStopping())
     said = fresh.logits.argmax(axis=-1)
     agree = said[0] == said[1]
@@ -196,26 +185,26 @@ def test_the_ends_of_the_prices(example: MakeTrace) -> None:
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("always", [0, 1])
-def test_exits_that_are_always_right_or_always_wrong(always: int) -> None:
+def test_exits_that_are_always_right_or_always_wrong(trace_of: MakeTrace, always: int) -> None:
     """One exit errs on every row, another on none; the rule sees it and no number runs away."""
     rng = np.random.default_rng(4)
     labels = rng.integers(2, size=60)
     said = np.stack([labels, labels, labels])
     said[1 - always] = 1 - labels
     logits = np.eye(2)[said] * (1 + rng.random((3, 60, 1)))
-    rule = fit_stopping(trace_of(logits, labels), LearnedStopping())
-    fresh = trace_of(logits[:, ::-1] * 30, labels[::-1])
+    rule = fit_stopping(trace_of(logits, labels=labels), LearnedStopping())
+    fresh = trace_of(logits[:, ::-1] * 30, labels=labels[::-1])
     assert np.isfinite(scores(fresh, rule)).all()
     assert (replay(fresh, rule, {"threshold": 0.1}).exits == always).all()
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_signal_that_never_moved_weighs_nothing() -> None:
+def test_a_signal_that_never_moved_weighs_nothing(trace_of: MakeTrace) -> None:
     """All rows are equally sure in the trace; a row that is not must not be judged by rounding."""
     rng = np.random.default_rng(5)
     labels = rng.integers(2, size=80)
     said = np.stack([np.where(rng.random(80) < 0.7, labels, 1 - labels), labels])
-    trace = trace_of(np.eye(2)[said] * 1.3, labels)
+    trace = trace_of(np.eye(2)[said] * 1.3, labels=labels)
     rule = fit_stopping(trace, LearnedStopping())
     assert rule.weights[0][1:] == (0, 0, 0, 0)
     share = (said[0] == labels).mean()

@@ -31,7 +31,7 @@ from offramp.traces.trace import Trace
 from offramp.types import PROBLEM_TYPES, ProblemType
 
 SERVED = [(name, kind) for name in available() for kind in PROBLEM_TYPES if kind in load_recipe(name).criteria]
-STEPS = 16
+STEPS = 12
 """Of each phase: enough for a loss to fall, few enough for all recipes to be trained in a test."""
 
 
@@ -119,13 +119,15 @@ def trained_and_seen(
     toy_data: Callable[[str], str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Run, list[Seen]]:
+    from offramp.training import hardness
     from offramp.training import train as module
 
     name, kind = served
-    quick = {"max_steps": STEPS, "eval_steps": STEPS, "save_steps": STEPS}
+    quick = {"max_steps": STEPS}
     plan = make_plan(tmp_path_factory.mktemp("recipes") / "run", recipe=name, data=toy_data(kind), arguments=quick)
     seen: list[Seen] = []
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hardness, "STEPS", STEPS)  # of each model that votes, where the objective asks for votes
         patch.setattr(module, "ExitTrainer", watching(module.ExitTrainer, seen))
         return module.train(plan), seen
 

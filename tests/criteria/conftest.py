@@ -11,23 +11,6 @@ from offramp.traces.trace import Trace
 
 
 @pytest.fixture(scope="session")
-def trace_of() -> Callable[..., Trace]:
-    """``trace_of(logits, kind)``: [E, U, C] to a trace with an exit after every layer."""
-
-    def make(logits: np.ndarray, kind: str = "single_label_classification", **extras: np.ndarray) -> Trace:
-        return Trace(
-            logits=np.asarray(logits, dtype=np.float32),
-            layers=np.arange(1, len(logits) + 1),
-            lengths=np.ones(logits.shape[1], dtype=np.int64),
-            problem_type=kind,  # type: ignore[arg-type]
-            id2label={c: str(c) for c in range(logits.shape[2])},
-            extras={name: values.astype(np.float32) for name, values in extras.items()},
-        )
-
-    return make
-
-
-@pytest.fixture(scope="session")
 def make_trace(trace_of: Callable[..., Trace]) -> Callable[..., Trace]:
     """``make_trace(seed, kind)``: exits that grow surer and repeat themselves now and then."""
 

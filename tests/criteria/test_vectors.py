@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -13,17 +15,6 @@ from offramp.traces.diagnostics import confusion
 from offramp.traces.replay import replay
 from offramp.traces.trace import Trace
 
-PROBABILITIES = {
-    # gains confidence
-    "A": [[0.40, 0.35, 0.25], [0.55, 0.30, 0.15], [0.75, 0.15, 0.10], [0.90, 0.06, 0.04], [0.96, 0.03, 0.01],
-          [0.98, 0.01, 0.01]],
-    # confident, then changes its mind
-    "B": [[0.85, 0.10, 0.05], [0.45, 0.50, 0.05], [0.30, 0.60, 0.10], [0.25, 0.65, 0.10], [0.10, 0.85, 0.05],
-          [0.04, 0.95, 0.01]],
-    # never confident
-    "C": [[0.34, 0.33, 0.33], [0.34, 0.36, 0.30], [0.42, 0.30, 0.28], [0.36, 0.30, 0.34], [0.38, 0.42, 0.20],
-          [0.37, 0.40, 0.23]],
-}  # fmt: skip
 ENTROPIES = {
     "A": [0.9835, 0.8871, 0.6650, 0.3572, 0.1733, 0.1019],
     "B": [0.4717, 0.7789, 0.8173, 0.7799, 0.4717, 0.2035],
@@ -44,20 +35,9 @@ DIVERGENCES: dict[Kind, dict[str, list[float]]] = {
 """Of layers 2 to 6 from the one before."""
 
 
-def trace_of(logits: np.ndarray, problem_type: str = "single_label_classification") -> Trace:
-    """[E, U, C] to a trace with an exit after every layer."""
-    return Trace(
-        logits=np.asarray(logits, dtype=np.float32),
-        layers=np.arange(1, len(logits) + 1),
-        lengths=np.ones(logits.shape[1], dtype=np.int64),
-        problem_type=problem_type,  # type: ignore[arg-type]
-        id2label={c: str(c) for c in range(logits.shape[2])},
-    )
-
-
 @pytest.fixture
-def trace() -> Trace:
-    return trace_of(np.log(np.array([PROBABILITIES[name] for name in "ABC"])).transpose(1, 0, 2))
+def trace(vector_trace: Trace) -> Trace:
+    return vector_trace
 
 
 def leaving_layers(trace: Trace, name: str, *, settings: dict[str, object] | None = None, **knobs: float) -> list[int]:
@@ -66,8 +46,8 @@ def leaving_layers(trace: Trace, name: str, *, settings: dict[str, object] | Non
 
 
 @pytest.mark.parametrize("text", "ABC")
-def test_normalised_entropy_of_each_layer(text: str) -> None:
-    found = normalised_entropy(np.log(np.array(PROBABILITIES[text])))
+def test_normalised_entropy_of_each_layer(vectors: dict[str, np.ndarray], text: str) -> None:
+    found = normalised_entropy(np.log(vectors[text]))
     np.testing.assert_allclose(found, ENTROPIES[text], atol=5.1e-5)
 
 
@@ -98,8 +78,8 @@ def test_shallow_deep_confusion(trace: Trace) -> None:
 
 @pytest.mark.parametrize("kind", DIVERGENCES)
 @pytest.mark.parametrize("text", "ABC")
-def test_divergence_of_each_layer_from_the_one_before(kind: Kind, text: str) -> None:
-    log_p = np.log(np.array(PROBABILITIES[text]))
+def test_divergence_of_each_layer_from_the_one_before(vectors: dict[str, np.ndarray], kind: Kind, text: str) -> None:
+    log_p = np.log(vectors[text])
     np.testing.assert_allclose(divergence(log_p[:-1], log_p[1:], kind=kind), DIVERGENCES[kind][text], atol=5.1e-5)
 
 
@@ -146,7 +126,7 @@ def test_patience(trace: Trace, patience: int, layers: list[int]) -> None:
 @pytest.mark.parametrize(
     ("delta", "patience", "layer"), [(0.1, 1, 4), (0.1, 2, 5), (0.1, 3, 6), (0.0, 1, 6), (0.0, 2, 6)]
 )
-def test_regression_patience(delta: float, patience: int, layer: int) -> None:
+def test_regression_patience(trace_of: Callable[..., Trace], delta: float, patience: int, layer: int) -> None:
     numbers = np.array([1.0, 2.0, 2.3, 2.35, 2.31, 2.30]).reshape(6, 1, 1)
     trace = trace_of(numbers, "regression")
     assert leaving_layers(trace, "patience_delta", delta=delta, patience=patience) == [layer]

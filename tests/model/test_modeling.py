@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
 import pickle
 from collections.abc import Callable
@@ -60,6 +62,37 @@ def test_a_family_from_end_to_end(family: str, tiny_model: Make, plain_model: Ma
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
     assert torch.equal(say(again, inputs).exit_logits, before.exit_logits)
     assert again.settings == model.settings
+
+
+def pickled(model: Any) -> Any:
+    return pickle.loads(pickle.dumps(model))
+
+
+def saved_whole(model: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, pickled, saved_whole])
+@pytest.mark.parametrize("settings", [DISTANT, ExitSettings(head="own", members=(2,), pooling="backbone")])
+def test_pickled_and_copied(again: Make, settings: ExitSettings, plain_model: Make, rows: Make) -> None:
+    """The class is in no module under its name, so pickle must be told where it comes from."""
+    model, inputs = add_exits(plain_model("bert"), settings).eval(), rows()
+    other = again(model)
+    assert type(other) is type(model)
+    assert not other.training
+    before = say(model, inputs).exit_logits
+    assert torch.equal(say(other, inputs).exit_logits, before)
+    # It lives on by itself: it learns, prototypes and all, and the first one stays as it was.
+    optimizer = torch.optim.SGD(other.train().parameters(), lr=0.1)
+    other(**inputs, labels=LABELS).loss.backward()
+    optimizer.step()
+    changed = {name for name, value in other.state_dict().items() if not torch.equal(value, model.state_dict()[name])}
+    assert any(name.startswith("offramp.") for name in changed)
+    assert ("offramp.heads.0.prototypes.means" in changed) == (settings is DISTANT)
+    assert torch.equal(say(model, inputs).exit_logits, before)
 
 
 def test_rows_alone_equal_rows_in_a_batch(tiny_model: Make, rows: Make) -> None:

@@ -164,7 +164,7 @@ def test_save_and_load_change_nothing(runtime: TorchRuntime, trace: Trace, texts
 @pytest.mark.parametrize(("num_layers", "members"), [(12, (2,)), (6, (1,)), (24, (4,)), (2, (1,))])
 def test_a_sixth_of_any_depth(num_layers: int, members: tuple[int, ...], make_plan: MakePlan, tmp_path: Path) -> None:
     plan = make_plan(tmp_path / "run", recipe="cascadebert")
-    assert module._places(plan, load_recipe("cascadebert"), num_layers) == (None, members)
+    assert module.places(plan, load_recipe("cascadebert"), num_layers) == (None, members)
 
 
 def test_exits_says_how_many_layers_each_has(

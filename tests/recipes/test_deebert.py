@@ -60,7 +60,7 @@ def watching(seen: list[Stage]) -> type[Any]:
 @pytest.fixture(scope="module")
 def trained(make_plan: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[Stage]]:
     seen: list[Stage] = []
-    plan = make_plan(tmp_path_factory.mktemp("deebert") / "run", recipe="deebert")
+    plan = make_plan(tmp_path_factory.mktemp("deebert") / "run", recipe="deebert", once=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "ExitTrainer", watching(seen))
         return module.train(plan), seen

@@ -50,9 +50,14 @@ def trained_with(plan: Any, garbled: int | None) -> tuple[Run, list[dict[str, Te
 Trained = tuple[Run, list[dict[str, Tensor]], list[Any]]
 
 
+def plan_of(make_plan: Callable[..., Any], folder: Path) -> Any:
+    """Four epochs a stage, each with an evaluation."""
+    return make_plan(folder / "run", recipe="fastbert", once=False)
+
+
 @pytest.fixture(scope="module")
 def trained(make_plan: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return trained_with(make_plan(tmp_path_factory.mktemp("fastbert") / "run", recipe="fastbert"), None)
+    return trained_with(plan_of(make_plan, tmp_path_factory.mktemp("fastbert")), None)
 
 
 def test_the_second_stage_moves_the_exits_and_nothing_else(trained: Trained) -> None:
@@ -66,8 +71,7 @@ def test_the_second_stage_moves_the_exits_and_nothing_else(trained: Trained) -> 
 
 def test_the_second_stage_does_without_labels(trained: Trained, make_plan: Callable[..., Any], tmp_path: Path) -> None:
     """Neither its gradient nor its choice of a checkpoint looks at one: garbage gives the very same weights."""
-    plan = make_plan(tmp_path / "run", recipe="fastbert")
-    run, weights, _ = trained_with(plan, 2)
+    run, weights, _ = trained_with(plan_of(make_plan, tmp_path), 2)
     for expected, found in zip(trained[1], weights, strict=True):
         assert all(torch.equal(value, found[name]) for name, value in expected.items())
     one, other = (load_trace(r.folder / "traces" / "dev.safetensors") for r in (trained[0], run))
@@ -76,7 +80,7 @@ def test_the_second_stage_does_without_labels(trained: Trained, make_plan: Calla
 
 def test_labels_do_matter_to_the_first_stage(make_plan: Callable[..., Any], tmp_path: Path, trained: Trained) -> None:
     """So the test above can fail."""
-    _, weights, _ = trained_with(make_plan(tmp_path / "run", recipe="fastbert"), 1)
+    _, weights, _ = trained_with(plan_of(make_plan, tmp_path), 1)
     assert not torch.equal(weights[0]["classifier.weight"], trained[1][0]["classifier.weight"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,24 +17,8 @@ from offramp.traces.trace import Trace
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 RECIPE = load_recipe("fpabee")
-A = [[0.40, 0.35, 0.25], [0.55, 0.30, 0.15], [0.75, 0.15, 0.10], [0.90, 0.06, 0.04], [0.96, 0.03, 0.01],
-     [0.98, 0.01, 0.01]]  # fmt: skip
-B = [[0.85, 0.10, 0.05], [0.45, 0.50, 0.05], [0.30, 0.60, 0.10], [0.25, 0.65, 0.10], [0.10, 0.85, 0.05],
-     [0.04, 0.95, 0.01]]  # fmt: skip
-C = [[0.34, 0.33, 0.33], [0.34, 0.36, 0.30], [0.42, 0.30, 0.28], [0.36, 0.30, 0.34], [0.38, 0.42, 0.20],
-     [0.37, 0.40, 0.23]]  # fmt: skip
 
-
-def trace_of(logits: Any, kind: Any = SINGLE) -> Trace:
-    """[E, U, C] to a trace with an exit after every layer."""
-    logits = np.asarray(logits, dtype=np.float32)
-    return Trace(
-        logits=logits,
-        layers=np.arange(1, len(logits) + 1),
-        lengths=np.ones(logits.shape[1], dtype=np.int64),
-        problem_type=kind,
-        id2label={c: str(c) for c in range(logits.shape[2])},
-    )
+MakeTrace = Callable[..., Trace]
 
 
 def test_it_is_trained_as_pabee() -> None:
@@ -43,17 +28,16 @@ def test_it_is_trained_as_pabee() -> None:
 
 
 @pytest.mark.parametrize(("patience", "layers"), [(1, [2, 3, 2]), (2, [6, 4, 3])])
-def test_the_vectors(patience: int, layers: list[int]) -> None:
-    trace = trace_of(np.log(np.array([A, B, C])).transpose(1, 0, 2))
-    outcome = replay(trace, RECIPE.criterion(SINGLE), {"threshold": 0.018, "patience": patience})
+def test_the_vectors(vector_trace: Trace, patience: int, layers: list[int]) -> None:
+    outcome = replay(vector_trace, RECIPE.criterion(SINGLE), {"threshold": 0.018, "patience": patience})
     assert (outcome.exits + 1).tolist() == layers
     # The released quantity, the entropy of the mean, is far above: with it nobody would leave.
     imitated = RECIPE.changed({"criterion.divergence": "mean_entropy"}).criterion(SINGLE)
-    assert (replay(trace, imitated, {"threshold": 0.018, "patience": patience}).exits == 5).all()
+    assert (replay(vector_trace, imitated, {"threshold": 0.018, "patience": patience}).exits == 5).all()
 
 
 @pytest.mark.parametrize("kind", [SINGLE, MULTI])
-def test_nobody_leaves_at_0_and_equal_distributions_leave_at_once(kind: Any) -> None:
+def test_nobody_leaves_at_0_and_equal_distributions_leave_at_once(trace_of: MakeTrace, kind: Any) -> None:
     same = trace_of(np.repeat(np.random.default_rng(0).normal(size=(1, 50, 3)), 6, axis=0), kind)
     criterion = RECIPE.criterion(kind)
     assert (replay(same, criterion, {"threshold": 0.0}).exits == 5).all()
@@ -67,7 +51,9 @@ def test_nobody_leaves_at_0_and_equal_distributions_leave_at_once(kind: Any) -> 
     threshold=st.sampled_from([0.001, 0.02, 0.3, 0.69]),
 )
 @settings(deadline=None, max_examples=60)
-def test_on_certain_answers_it_is_pabee(answers: list[list[int]], patience: int, threshold: float) -> None:
+def test_on_certain_answers_it_is_pabee(
+    trace_of: MakeTrace, answers: list[list[int]], patience: int, threshold: float
+) -> None:
     trace = trace_of(np.eye(3)[np.array(answers)].transpose(1, 0, 2) * 100)
     found = replay(trace, RECIPE.criterion(SINGLE), {"threshold": threshold, "patience": patience})
     np.testing.assert_array_equal(found.exits, replay(trace, Patience(), {"patience": patience}).exits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,20 +19,10 @@ from offramp.traces.trace import Trace
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 RECIPE = load_recipe("pabee")
 
-
-def trace_of(logits: Any, kind: Any = SINGLE) -> Trace:
-    """[E, U, C] to a trace with an exit after every layer."""
-    logits = np.asarray(logits, dtype=np.float32)
-    return Trace(
-        logits=logits,
-        layers=np.arange(1, len(logits) + 1),
-        lengths=np.ones(logits.shape[1], dtype=np.int64),
-        problem_type=kind,
-        id2label={c: str(c) for c in range(logits.shape[2])},
-    )
+MakeTrace = Callable[..., Trace]
 
 
-def random_trace(kind: Any) -> Trace:
+def random_trace(trace_of: MakeTrace, kind: Any) -> Trace:
     """Six layers, 200 texts that come to agree with themselves, some sooner than others."""
     rng = np.random.default_rng(0)
     width = 1 if kind == REGRESSION else 3
@@ -47,8 +38,8 @@ def test_the_loss_by_hand() -> None:
 
 
 @pytest.mark.parametrize("kind", [SINGLE, MULTI, REGRESSION])
-def test_nobody_leaves_before_exit_patience_plus_1(kind: Any) -> None:
-    trace, criterion = random_trace(kind), RECIPE.criterion(kind)
+def test_nobody_leaves_before_exit_patience_plus_1(trace_of: MakeTrace, kind: Any) -> None:
+    trace, criterion = random_trace(trace_of, kind), RECIPE.criterion(kind)
     wide = {"delta": 1.5} if kind == REGRESSION else {}
     for patience in range(1, 6):
         exits = replay(trace, criterion, {"patience": patience} | wide).exits
@@ -56,19 +47,19 @@ def test_nobody_leaves_before_exit_patience_plus_1(kind: Any) -> None:
     assert (exits == 5).all()  # a patience of M - 1 is full depth
 
 
-def test_numbers_leave_within_delta_and_never_with_0() -> None:
+def test_numbers_leave_within_delta_and_never_with_0(trace_of: MakeTrace) -> None:
     outputs = trace_of(np.array([1.0, 2.0, 2.3, 2.35, 2.31, 2.30]).reshape(6, 1, 1), REGRESSION)
     criterion = RECIPE.criterion(REGRESSION)
     layers = [int(replay(outputs, criterion, {"delta": 0.1, "patience": t}).exits[0]) + 1 for t in (1, 2, 3)]
     assert layers == [4, 5, 6]
-    trace = random_trace(REGRESSION)
+    trace = random_trace(trace_of, REGRESSION)
     assert (replay(trace, criterion, {"delta": 0.0}).exits == 5).all()
     assert (replay(trace, criterion, {"delta": 0.1}).exits < 5).any()
 
 
-def test_confidence_has_no_say() -> None:
+def test_confidence_has_no_say(trace_of: MakeTrace) -> None:
     """Sure or not, the same answers leave at the same exits: it is patience and not entropy."""
-    trace = random_trace(SINGLE)
+    trace = random_trace(trace_of, SINGLE)
     surer = trace_of(trace.logits * 30)
     for patience in (1, 2, 3):
         one, other = (replay(t, RECIPE.criterion(SINGLE), {"patience": patience}).exits for t in (trace, surer))

@@ -23,8 +23,6 @@ from offramp.training.train import train
 
 SINGLE = "single_label_classification"
 RECIPE = load_recipe("shallow_deep")
-C = [[0.34, 0.33, 0.33], [0.34, 0.36, 0.30], [0.42, 0.30, 0.28], [0.36, 0.30, 0.34], [0.38, 0.42, 0.20],
-     [0.37, 0.40, 0.23]]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +48,8 @@ def test_the_schedule_moves_with_every_step(seen_and_trace: tuple[list[tuple[boo
     assert [progress for training, progress in seen if training] == [step / 24 for step in range(24)]
 
 
-def test_where_no_exit_is_sure_the_surest_answers() -> None:
-    trace = Trace(
-        logits=np.log(np.array(C, dtype=np.float32))[:, None],
-        layers=np.arange(1, 7),
-        lengths=np.ones(1, dtype=np.int64),
-        problem_type=SINGLE,
-        id2label={c: str(c) for c in range(3)},
-    )
+def test_where_no_exit_is_sure_the_surest_answers(vector_trace: Trace) -> None:
+    trace = vector_trace.select(np.array([2]))  # C
     outcome = replay(trace, RECIPE.criterion(SINGLE), {"threshold": 0.2})
     assert outcome.exits.tolist() == [5]  # full cost
     np.testing.assert_array_equal(outcome.answers[0], trace.logits[2, 0])  # exit 3

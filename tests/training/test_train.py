@@ -9,8 +9,9 @@ import logging
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from offramp.tasks import make_task
 from offramp.traces.store import load_trace
 from offramp.training.arguments import DEFAULTS, make_arguments
 from offramp.training.data import row_hashes
+from offramp.training.lock import only_training
 from offramp.training.train import Plan, pretrained_pooling, train
 from offramp.training.trainer import ExitTrainer, exit_metrics
 
@@ -65,6 +67,12 @@ def record(folder: Path) -> dict[str, Any]:
 
 def rows_of(folder: str, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (Path(folder) / f"{name}.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def make_plan(make_plan: MakePlan) -> MakePlan:
+    """Evaluated and saved as often as it is without being told."""
+    return partial(make_plan, once=False)
 
 
 @pytest.fixture
@@ -337,6 +345,69 @@ def test_a_work_folder_that_is_something_else(make_plan: MakePlan, tmp_path: Pat
     assert (tmp_path / "run.training" / "notes.txt").read_text() == "precious"
 
 
+HOLDER = """
+import sys, time
+from pathlib import Path
+from offramp.training.lock import only_training
+with only_training(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that trains into ``run``."""
+    words = [sys.executable, "-c", HOLDER, str(tmp_path / "run.training")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_one_training_at_a_time(
+    make_plan: MakePlan, tmp_path: Path, stop_at: Callable[[int], list[int]], elsewhere: subprocess.Popen[str]
+) -> None:
+    """A second one stops before it touches anything; once the first was killed, nothing of it is in the way."""
+    plan = make_plan(tmp_path / "run", arguments={"max_steps": 8})
+    for resume in (False, True):
+        with pytest.raises(TrainingError, match=r"^another training writes to .*run\.training: wait until"):
+            train(replace(plan, resume=resume))
+    assert [path.name for path in tmp_path.iterdir()] == ["run.training.lock"]
+    elsewhere.kill()
+    elsewhere.wait()
+    stop_at(7)
+    with pytest.raises(KeyboardInterrupt):
+        train(plan)
+    stop_at(0)
+    train(replace(plan, resume=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_two_trainings_in_one_process_are_two_and_another_folder_is_none(
+    make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(tmp_path / "run")
+    told: list[str] = []
+
+    def second(*args: Any, **kwargs: Any) -> Any:
+        """The first training reads its data, and a second begins."""
+        with pytest.raises(TrainingError) as error:
+            train(plan)
+        told.append(str(error.value))
+        with only_training(tmp_path / "other.training"):
+            raise DataError("no rows")
+
+    monkeypatch.setattr(f"{MODULE}.load_data", second)
+    with pytest.raises(DataError, match="no rows"):
+        train(plan)
+    assert len(told) == 1
+    assert not list(tmp_path.iterdir())
+    with only_training(tmp_path / "run.training"):  # it was given back
+        pass
+
+
 # Options
 
 
@@ -385,18 +456,23 @@ def test_de3bert_says_at_once_that_it_needs_one_class_a_text(
 def test_fewer_rows_than_a_batch_and_texts_too_long(
     make_plan: MakePlan, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    data = tmp_path / "few.jsonl"
+    data, dev = tmp_path / "few.jsonl", tmp_path / "dev.jsonl"
     texts = ["gem " * 20_000, "dull film", "", "lovely story", "cold"]
-    rows = [{"text": text, "label": i % 2} for i, text in enumerate(texts)]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [json.dumps({"text": text, "label": i % 2}) + "\n" for i, text in enumerate(texts)]
+    data.write_text("".join(rows))
+    dev.write_text("".join([*rows, rows[0]]))
     with caplog.at_level(logging.WARNING, logger="offramp"):
         run = train(
-            make_plan(tmp_path / "run", data=str(data), dev=str(data), max_length=16, arguments={"max_steps": 2})
+            make_plan(tmp_path / "run", data=str(data), dev=str(dev), max_length=16, arguments={"max_steps": 2})
         )
-    assert "1 of 5 training texts are longer than 16 tokens" in caplog.text
+    said = [record.getMessage() for record in caplog.records if "cut" in record.getMessage()]
+    assert said == [
+        "1 of 5 training texts are longer than 16 tokens and were cut",
+        "2 of 6 dev texts are longer than 16 tokens and were cut",
+    ]
     assert run.max_length == 16
     trace = load_trace(run.folder / "traces" / "dev.safetensors")
-    assert trace.lengths.tolist() == [16, 4, 2, 4, 3]
+    assert trace.lengths.tolist() == [16, 4, 2, 4, 3, 16]
 
 
 def test_chosen_exits_a_shared_head_and_other_settings(make_plan: MakePlan, tmp_path: Path) -> None:
@@ -631,10 +707,10 @@ def test_the_tokenizer_of_the_run_is_the_encoders(trained: Path, tiny_encoder: s
 
 @pytest.mark.long
 def test_two_processes_train_and_write_one_run(tiny_encoder: str, toy_data: Any, tmp_path: Path) -> None:
-    # What `accelerate launch` starts; on a CPU it would start one process only.
+    # On a CPU too it is --multi_gpu that starts more than one process: --cpu, with any number, starts one.
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--rdzv_backend",
-        "c10d", "--rdzv_endpoint", "localhost:0", str(Path(sys.executable).with_name("offramp")), "train",
+        str(Path(sys.executable).with_name("accelerate")), "launch", "--multi_gpu", "--num_processes", "2",
+        "--main_process_port", "0", "-m", "offramp", "train",
         "--model", tiny_encoder, "--data", toy_data("single_label_classification"), "--out", str(tmp_path / "run"),
         "--max_steps", "6", "--per_device_train_batch_size", "8", "--bf16", "False", "--pooling", "mean",
     ]  # fmt: skip

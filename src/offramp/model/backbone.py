@@ -25,7 +25,7 @@ from offramp.model.backbones.modernbert import ModernBertCut
 from offramp.model.backbones.mpnet import MPNetCut
 from offramp.model.backbones.roberta import RobertaCut
 
-__all__ = ["SUPPORTED", "Context", "Cut", "cut", "lengths_to_mask"]
+__all__ = ["SUPPORTED", "Context", "Cut", "adapter_of", "cut", "lengths_to_mask"]
 
 _ADAPTERS: tuple[type[Cut], ...] = (
     AlbertCut,
@@ -53,18 +53,28 @@ def cut(model: PreTrainedModel) -> Cut:
             configured as a decoder, or one that is not for sequence classification.
     """
     config = model.config
-    adapter = SUPPORTED.get(config.model_type)
-    if adapter is None or config.is_encoder_decoder or getattr(config, "is_decoder", False):
-        raise UnsupportedError(
-            f"offramp cannot cut {_kind(config)} into layers with exits: "
-            f"use an encoder of one of these families: {', '.join(sorted(SUPPORTED))}"
-        )
+    adapter = adapter_of(config)
     if not isinstance(model, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), ())):
         raise UnsupportedError(
             f"{type(model).__name__} is not a model for sequence classification: "
             "load it with AutoModelForSequenceClassification.from_pretrained"
         )
     return adapter(model)
+
+
+def adapter_of(config: PretrainedConfig) -> type[Cut]:
+    """What cuts models of a configuration; asked before weights are loaded, it spares loading them.
+
+    Raises:
+        UnsupportedError: nothing does.
+    """
+    adapter = SUPPORTED.get(config.model_type)
+    if adapter is None or config.is_encoder_decoder or getattr(config, "is_decoder", False):
+        raise UnsupportedError(
+            f"offramp cannot cut {_kind(config)} into layers with exits: "
+            f"use an encoder of one of these families: {', '.join(sorted(SUPPORTED))}"
+        )
+    return adapter
 
 
 def _kind(config: PretrainedConfig) -> str:

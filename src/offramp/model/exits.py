@@ -162,6 +162,34 @@ class Exits(nn.Module):
         normed: Tensor = self.norms[index](hidden)
         return normed
 
+    def standardise(self, index: int, hidden: Tensor) -> Tensor:
+        """Hidden states as exit ``index`` reads them but for the weights of its norm: what of them can be kept.
+
+        ``rescale`` does the rest. Between the two may stand a mean over tokens.
+        """
+        if index >= len(self.norms):
+            return hidden
+        norm = self._norm(index)
+        return nn.functional.layer_norm(hidden, norm.normalized_shape, eps=norm.eps)
+
+    def rescale(self, index: int, standard: Tensor) -> Tensor:
+        """What ``standardise`` left out."""
+        if index >= len(self.norms):
+            return standard
+        norm = self._norm(index)
+        scaled = standard * norm.weight
+        return (scaled if norm.bias is None else scaled + norm.bias).to(standard.dtype)
+
+    def _norm(self, index: int) -> nn.LayerNorm:
+        norm = self.norms[index]
+        assert isinstance(norm, nn.LayerNorm)
+        return norm
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether an early head reads more of a text than its pooled vector."""
+        return any(head.reads_tokens for head in self.early)
+
     def extras(self) -> dict[str, int]:
         """Extras that the early exits give."""
         return self.early[0].extras() if self.early else {}

@@ -22,14 +22,14 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from transformers.utils import ModelOutput
 
 from offramp.errors import KnobError, OfframpError, RunError, UnsupportedError
-from offramp.model.backbone import Cut, cut, lengths_to_mask
+from offramp.model.backbone import Cut, adapter_of, cut, lengths_to_mask
 from offramp.model.exits import Exits, ExitSettings, make_stages
 from offramp.model.heads import HeadOutput, Reader, Surroundings, head_class
 from offramp.model.pooling import pool_tokens
 from offramp.objectives import Moment, Objective, make_objective
 from offramp.types import ProblemType, Stage
 
-__all__ = ["EarlyExitMixin", "EarlyExitOutput", "add_exits", "load_early_exit", "load_plain"]
+__all__ = ["EarlyExitMixin", "EarlyExitOutput", "add_exits", "load_early_exit", "load_finetuned", "load_plain"]
 
 SECTION = "offramp"
 """Name of our section in config.json, and of our submodule."""
@@ -90,6 +90,10 @@ class EarlyExitMixin:
         config.num_hidden_layers = layers // group
         return self.plain_class(config)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy: the class is made here and stands in no module under its name, where pickle would look."""
+        return _unbuilt, (self.plain_class,), self.__dict__
+
     def cuts(self) -> tuple[Cut, ...]:
         """What runs each stage: this model, or first the smaller ones."""
         own = cut(self)
@@ -115,6 +119,8 @@ class EarlyExitMixin:
         if mode and not any(p.requires_grad for _, p in parameters_of(self, "backbone")):  # type: ignore[arg-type]
             for name, child in self.named_children():  # type: ignore[attr-defined]
                 child.train(name == SECTION)
+            if self.offramp.last is not None:
+                self.offramp.last.eval()
         return self
 
     def minimise(self, objective: str, settings: Mapping[str, Any]) -> None:
@@ -148,10 +154,16 @@ class EarlyExitMixin:
         """What the exit after a stage says."""
         if stage.is_last and self.offramp.last is None:
             return HeadOutput(parts.head(hidden, lengths)), memory
-        head = self.offramp.head(stage.index) if not stage.is_last else self.offramp.last
-        assert head is not None
         # The last layer's hidden states are normed by the backbone itself.
         hidden = hidden if stage.is_last else self.offramp.normalise(stage.index, hidden)
+        return self._ask(parts, stage, hidden, lengths, memory)
+
+    def _ask(
+        self, parts: Cut, stage: Stage, hidden: Tensor, lengths: Tensor, memory: Mapping[str, Tensor]
+    ) -> tuple[HeadOutput, Mapping[str, Tensor]]:
+        """What a head of ours says; hidden states have passed its norm."""
+        head = self.offramp.head(stage.index) if not stage.is_last else self.offramp.last
+        assert head is not None
         own = partial(self._member_head, parts) if self.offramp.members else parts.head
         reader = Reader(pool=partial(self.pool, parts), own=own, common=self.offramp.common)
         return head(hidden, lengths, reader, memory)  # type: ignore[no-any-return]
@@ -169,24 +181,44 @@ class EarlyExitMixin:
     # No **kwargs: with them Trainer would hand over num_items_in_batch and stop dividing the loss by accumulation.
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
         hardness: Tensor | None = None,
+        features: Tensor | None = None,
+        last_logits: Tensor | None = None,
     ) -> EarlyExitOutput:
         """Run every layer and every exit.
 
         Args:
-            input_ids: [B, L], padded on the right.
+            input_ids: [B, L], padded on the right. None: see ``features``.
             attention_mask: [B, L] ones and zeros; None: no padding.
             token_type_ids: [B, L], for backbones that use them.
             labels: [B] class ids, [B, C] zeros and ones, or [B] numbers; gives the loss.
             hardness: [B], for objectives that need it.
+            features: instead of ``input_ids``, and with ``last_logits``: what ``encode`` gave for these rows earlier.
+                The layers do not run; ``attention_mask`` [B, L] is that of the features.
+            last_logits: [B, C].
 
         Raises:
             UnsupportedError: padding elsewhere than on the right, or a row that is nothing else.
         """
+        if features is not None:
+            assert last_logits is not None
+            outputs = self._from_features(features, attention_mask, last_logits)
+        else:
+            assert input_ids is not None
+            outputs = self._from_tokens(input_ids, attention_mask, token_type_ids)
+        return EarlyExitOutput(
+            loss=None if labels is None else self._loss(outputs, labels, hardness),
+            logits=outputs[-1].logits,
+            exit_logits=torch.stack([output.logits for output in outputs], dim=1),
+        )
+
+    def _from_tokens(
+        self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
+    ) -> list[HeadOutput]:
         lengths = _lengths(input_ids, attention_mask)
         cuts = self.cuts()
         hidden = cuts[0].embed(input_ids, lengths, token_type_ids)
@@ -198,11 +230,64 @@ class EarlyExitMixin:
             hidden = self.run_stage(parts, stage, hidden, lengths)
             output, memory = self.run_exit(parts, stage, hidden, lengths, memory)
             outputs.append(output)
-        return EarlyExitOutput(
-            loss=None if labels is None else self._loss(outputs, labels, hardness),
-            logits=outputs[-1].logits,
-            exit_logits=torch.stack([output.logits for output in outputs], dim=1),
-        )
+        return outputs
+
+    def _from_features(self, features: Tensor, attention_mask: Tensor | None, last_logits: Tensor) -> list[HeadOutput]:
+        lengths = _lengths(features[:, 0, :, 0], attention_mask)
+        parts = cut(self)
+        outputs: list[HeadOutput] = []
+        memory: Mapping[str, Tensor] = {}
+        for stage in self.stages[:-1]:
+            hidden = self.offramp.rescale(stage.index, features[:, stage.index])
+            output, memory = self._ask(parts, stage, hidden, lengths, memory)
+            outputs.append(output)
+        return [*outputs, HeadOutput(last_logits)]
+
+    def encode(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        *,
+        tokens: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """What heads read of rows as long as no weight but theirs changes: ``forward`` takes it as ``features``.
+
+        Of a pre-norm backbone, before the weights of the exits' norms, which train with the heads.
+
+        Args:
+            input_ids: [B, L], padded on the right.
+            attention_mask: [B, L] ones and zeros; None: no padding.
+            token_type_ids: [B, L], for backbones that use them.
+            tokens: every token's vector and not one vector a text: for heads that read the tokens themselves.
+
+        Returns:
+            Features of every exit, the last one's too, which ``forward`` does not ask for: [B, E, L, H], L = 1
+            without ``tokens``: a text whose one token is its summary. And the last exit's logits [B, C].
+
+        Raises:
+            UnsupportedError: as ``forward``; or the model has smaller complete models, whose layers are trained.
+        """
+        if self.offramp.members:
+            raise UnsupportedError("smaller complete models read the inputs: there are no features to keep of them")
+        lengths = _lengths(input_ids, attention_mask)
+        parts = cut(self)
+        hidden = parts.embed(input_ids, lengths, token_type_ids)
+        features = []
+        for stage in self.stages:
+            hidden = self.run_stage(parts, stage, hidden, lengths)
+            read = hidden if stage.is_last else self.offramp.standardise(stage.index, hidden)
+            features.append(read if tokens else self.summary(parts, read, lengths)[:, None])
+        output, _ = self.run_exit(parts, self.stages[-1], hidden, lengths, {})
+        return torch.stack(features, dim=1), output.logits
+
+    def summary(self, parts: Cut, hidden: Tensor, lengths: Tensor) -> Tensor:
+        """All that ``pool`` reads: [B, L, H] -> [B, H]. As a text of one token it is pooled to the same."""
+        if self.settings.pooling != "backbone":
+            return pool_tokens(hidden, lengths, self.settings.pooling)
+        if head_class(self.settings.head).own_pooler:
+            return pool_tokens(hidden, lengths, "cls")
+        return parts.summary(hidden, lengths)
 
     def _loss(self, outputs: Sequence[HeadOutput], labels: Tensor, hardness: Tensor | None) -> Tensor:
         moment = Moment(
@@ -249,6 +334,12 @@ def early_exit_class(model_class: type[PreTrainedModel]) -> type[PreTrainedModel
     return type(model_class.__name__, (EarlyExitMixin, model_class), members)
 
 
+def _unbuilt(model_class: Any) -> Any:
+    """What pickle fills with a model's contents."""
+    made: Any = early_exit_class(model_class)
+    return made.__new__(made)
+
+
 _UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, UnpicklingError, SafetensorError)
 """What transformers raises where a checkpoint is absent, damaged, or holds more than tensors."""
 
@@ -273,6 +364,63 @@ def load_plain(name: str, **config: Any) -> PreTrainedModel:
         if "Unrecognized configuration class" in reason:
             raise UnsupportedError(f"{name} is no text classifier: transformers has no head for it") from error
         raise RunError(f"cannot load a model from {name}: {reason}") from error
+
+
+def load_finetuned(name: str) -> PreTrainedModel:
+    """A classifier as somebody trained it: nothing of it may be missing, and nothing is made up.
+
+    Raises:
+        UnsupportedError: no encoder that classifies, one that was never trained to, or one whose head is its own kind.
+        RunError: there is no such checkpoint, it cannot be read, or only by running code in it.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except _UNREADABLE as error:
+        raise RunError(f"cannot load a model from {name}: {_first_line(error)}") from error
+    adapter_of(config)
+    if getattr(config, SECTION, None) is not None:
+        raise UnsupportedError(f"{name} has exits already: it is an offramp run, train or calibrate it")
+    saved_as = (getattr(config, "architectures", None) or [""])[0]
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    except UnpicklingError as error:
+        raise RunError(
+            f"the weights of {name} are a pickle that holds more than tensors, and loading it would run what it says: "
+            "save the model with save_pretrained, as safetensors"
+        ) from error
+    except _UNREADABLE as error:
+        raise RunError(f"cannot load a model from {name}: {_first_line(error)}") from error
+    _check_complete(name, saved_as, type(model).__name__, info)
+    plain: PreTrainedModel = model.eval()
+    return plain
+
+
+def _check_complete(name: str, saved_as: str, kind: str, info: Mapping[str, Any]) -> None:
+    """Complain of a classifier that is not whole.
+
+    Args:
+        name: of the checkpoint.
+        saved_as: the class it says it is; empty where it does not say.
+        kind: the class it was loaded as.
+        info: what transformers says of the loading.
+    """
+    # Mismatched: (name, shape there, shape here), or the name alone.
+    wrong = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]} | set(info["missing_keys"])
+    if saved_as.endswith("ForSequenceClassification") or not saved_as:
+        if wrong and (others := sorted(info["unexpected_keys"])):
+            raise UnsupportedError(
+                f"the head of {name} cannot be told from its backbone: it has {others[0]} where {kind} has "
+                f"{min(wrong)}; save it as {kind}"
+            )
+        if wrong and saved_as:
+            raise RunError(f"{name} is damaged: its weights lack {min(wrong)}")
+    if wrong or (saved_as and not saved_as.endswith("ForSequenceClassification")):
+        what = f"it was saved as {saved_as}" if saved_as else f"it has no {min(wrong)}"
+        raise UnsupportedError(
+            f"{name} was never fine-tuned to classify texts ({what}): use `offramp train`, which does that"
+        )
 
 
 def add_exits(model: PreTrainedModel, settings: ExitSettings) -> PreTrainedModel:

@@ -25,7 +25,7 @@ from offramp.inputs.tokens import Text
 from offramp.tasks import Task, class_name, is_indicator, make_task, split_names
 from offramp.types import ProblemType
 
-__all__ = ["Examples", "TrainingData", "load_data", "load_examples", "row_hashes"]
+__all__ = ["Examples", "TrainingData", "load_data", "load_examples", "load_known", "row_hashes"]
 
 _log = logging.getLogger(__name__)
 
@@ -153,6 +153,91 @@ def load_data(
         _log.warning(note)
     train, held_out = _limited(train, limit, seed), _limited(held_out, limit, seed)
     return TrainingData(train, held_out, part.columns, task.problem_type, dict(task.id2label), tuple(notes))
+
+
+def load_known(
+    data: str,
+    id2label: Mapping[int, str],
+    *,
+    problem_type: ProblemType | None = None,
+    dev: str | None = None,
+    text_columns: Sequence[str] | None = None,
+    label_column: str | None = None,
+    use_labels: bool = True,
+    seed: int = 42,
+) -> TrainingData:
+    """Rows for a model that has its labels already; as ``load_data``, but labels must be the model's, and may lack.
+
+    Args:
+        data: as for ``load_data``.
+        id2label: the model's.
+        problem_type: the model's; None: a number where it has one output, several labels where the data has lists.
+        dev: a file of dev rows to use instead.
+        text_columns: one name, or two for pairs; None: by the usual names.
+        label_column: None: by the usual names.
+        use_labels: if not, whatever labels there are are not looked at.
+        seed: of the split, where there is no dev part.
+
+    Returns:
+        The labels of both parts are None where one of them has a row without.
+
+    Raises:
+        DataError: as ``load_data``; a label that the model does not have.
+    """
+    train_origin, dev_origin, notes = _parts(data)
+    if train_origin is None:
+        raise DataError(f"{data} has no train file: name it train.jsonl, or give one file with --data")
+    if dev is not None:
+        dev_origin, notes = _file(Path(dev)), []
+    part = _read(train_origin, text_columns=text_columns, label_column=label_column, need_label=False)
+    parts = [part]
+    if dev_origin is not None:
+        columns = part.columns
+        parts.append(
+            _read(dev_origin, text_columns=columns.text, label_column=label_column, prefer=columns, need_label=False)
+        )
+    if len(part.raws) < 2:
+        raise DataError(f"{part.origin.source} has fewer than two rows: there is nothing to learn from")
+    several = use_labels and _infer([raw for raw in part.raws if raw is not None]) == "multi_label_classification"
+    by_shape: ProblemType = "multi_label_classification" if several else "single_label_classification"
+    task = make_task(problem_type or ("regression" if len(id2label) == 1 else by_shape), id2label)
+    train, *held = _known_labels(parts, task, use_labels, notes)
+    if not held:
+        train, *held = _split(train, task, seed)
+        notes.append(f"{data}: no dev part, so {len(held[0])} of {len(part.raws)} rows were held out as dev")
+    for note in notes:
+        _log.warning(note)
+    return TrainingData(train, held[0], part.columns, task.problem_type, dict(task.id2label), tuple(notes))
+
+
+def _known_labels(parts: Sequence[_Part], task: Task, use_labels: bool, notes: list[str]) -> list[Examples]:
+    """Parts with a model's labels; without any where a row lacks one."""
+    without = sum(_is_unlabelled(raw, task.problem_type) for part in parts for raw in part.raws)
+    rows = sum(len(part.raws) for part in parts)
+    if use_labels and 0 < without < rows:
+        notes.append(f"{without} of {rows} rows have no label, so those of the others are not used either")
+    if without or not use_labels:
+        return [part.examples(None) for part in parts]
+    found = []
+    for part in parts:
+        raws = [_by_number(raw, task.id2label) for raw in part.raws]
+        try:
+            found.append(part.examples(task.encode_all(raws, part.wheres)))
+        except DataError as error:
+            raise DataError(
+                f"{error}: labels must be the model's own; give --no-labels to learn from its answers instead"
+            ) from None
+    return found
+
+
+def _by_number(raw: Any, id2label: Mapping[int, str]) -> Any:
+    """``LABEL_3`` is the fourth label of a model, also where the model has a name for it."""
+    if _is_list(raw):
+        return [_by_number(item, id2label) for item in raw]
+    default = re.fullmatch(r"LABEL_(\d+)", raw.strip()) if isinstance(raw, str) else None
+    if default is None or raw.strip() in id2label.values():
+        return raw
+    return id2label.get(int(default[1]), raw)
 
 
 def load_examples(
@@ -426,8 +511,7 @@ def _split(examples: Examples, task: Task, seed: int) -> tuple[Examples, Example
     """Nine rows in ten for training and one, at least, for dev."""
     total = len(examples)
     order = _by_class(examples, seed)
-    if task.problem_type == "single_label_classification":
-        assert examples.labels is not None
+    if task.problem_type == "single_label_classification" and examples.labels is not None:
         _, first = np.unique(examples.labels[order], return_index=True)
         rest = np.delete(order, first)  # one row of each class stays in training
         order = rest if len(rest) else order

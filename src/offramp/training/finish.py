@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from offramp.calibration.sweep import choose
 from offramp.engine.record import record
 from offramp.inputs.tokens import Encoded, Tokenizer
 from offramp.recipes import Recipe
+from offramp.run import weights_hash
 from offramp.runtimes.torch import TorchRuntime
 from offramp.traces.curves import static_exits
 from offramp.traces.store import save_trace
@@ -30,6 +30,7 @@ def write_measured(
     data: TrainingData,
     recipe: Recipe,
     max_drop: float,
+    chosen_on: str = "dev",
 ) -> OperatingPoint:
     """Record dev through every exit, choose the default operating point, and write both with a model card.
 
@@ -51,20 +52,10 @@ def write_measured(
     criterion = recipe.criterion(data.problem_type)
     if (fit := recipe.learns(data.problem_type)) is not None:
         criterion = FITS[fit](trace, criterion)
-    point = choose(trace, criterion, max_drop=max_drop, or_best=True, name="default", chosen_on="dev")
+    point = choose(trace, criterion, max_drop=max_drop, or_best=True, name="default", chosen_on=chosen_on)
     write_points(folder, [point])
     (folder / "README.md").write_text(_card(trace, point, recipe), encoding="utf-8")
     return point
-
-
-def weights_hash(folder: Path) -> str:
-    """SHA-256 of the weight files, which a trace remembers its model by."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("model*.safetensors")):
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _card(trace: Trace, point: OperatingPoint, recipe: Recipe) -> str:
@@ -72,6 +63,7 @@ def _card(trace: Trace, point: OperatingPoint, recipe: Recipe) -> str:
     metric = point.measured["metric"]
     rows = "\n".join(f"| {exit_['layer']} | {100 * exit_[metric]:.1f} |" for exit_ in static_exits(trace))
     measured = point.measured
+    knobs = ", ".join(f"{name} {value:.4g}" for name, value in point.knobs.items())
     return f"""---
 library_name: offramp
 tags: [early-exit, text-classification]
@@ -81,7 +73,7 @@ tags: [early-exit, text-classification]
 {recipe.summary} ({recipe.source}).
 
 Default operating point, chosen on the {measured["n"]} dev texts that also chose the checkpoint (so it is a start, not a
-promise): {point.criterion} with {", ".join(f"{k} {v:.4g}" for k, v in point.knobs.items())};
+promise; {point.chosen_on}): {point.criterion} with {knobs};
 {measured["metric"]} {100 * measured["score"]:.1f} against {100 * measured["full_depth_score"]:.1f} at full depth, layer
 speed-up {measured["layer_speedup"]:.2f}x.
 

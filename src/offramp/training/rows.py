@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from offramp.inputs.tokens import Encoded
 
-__all__ = ["Collate", "Rows"]
+__all__ = ["Collate", "Rows", "told"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,5 +55,10 @@ class Collate:
             for name in names:
                 batch[name][i, : len(item[name])] = item[name]
         tensors = {name: torch.from_numpy(value) for name, value in (*batch.items(), ("attention_mask", mask))}
-        told = [name for name in ("labels", "hardness") if name in items[0]]
-        return {**tensors, **{name: torch.from_numpy(np.stack([item[name] for item in items])) for name in told}}
+        return {**tensors, **told(items)}
+
+
+def told(items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    """What is known of rows besides their tokens: labels and hardness, where they have them."""
+    names = [name for name in ("labels", "hardness") if name in items[0]]
+    return {name: torch.from_numpy(np.stack([item[name] for item in items])) for name in names}

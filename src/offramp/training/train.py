@@ -11,14 +11,17 @@ import platform
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from safetensors.numpy import save_file
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, set_seed
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, set_seed
 from transformers.utils import cached_file
 
 from offramp import __version__
@@ -34,10 +37,12 @@ from offramp.run import FORMAT, Run, check_replaceable, replace_folder
 from offramp.tasks import Task, make_task
 from offramp.training.arguments import ExitTrainingArguments, make_arguments
 from offramp.training.data import Examples, TrainingData, load_data, row_hashes
+from offramp.training.features import CollateFeatures, Dtype, FeatureRows, can_keep, keep_features, size_on_disk
 from offramp.training.finish import write_measured
 from offramp.training.hardness import measure_hardness
+from offramp.training.lock import only_training
 from offramp.training.rows import Collate, Rows
-from offramp.training.trainer import ExitProgress, ExitTrainer, exit_metrics
+from offramp.training.trainer import ExitProgress, ExitTrainer, exit_metrics, progress_bar
 from offramp.types import ProblemType
 
 __all__ = ["Plan", "train"]
@@ -95,7 +100,14 @@ def train(plan: Plan) -> Run:
     check_replaceable(plan.out)
     recipe = load_recipe(plan.recipe).changed(plan.settings)
     work = plan.out.with_name(plan.out.name + ".training")
-    arguments = _arguments(plan, work, recipe, recipe.training[0])
+    arguments = phase_arguments(plan, work, recipe, recipe.training[0])
+    main = arguments.process_index == 0
+    with only_training(work) if main else nullcontext():  # the processes of one training share its folder
+        return _train(plan, recipe, arguments, work, main, started)
+
+
+def _train(plan: Plan, recipe: Recipe, arguments: ExitTrainingArguments, work: Path, main: bool, started: float) -> Run:
+    """``train`` once nobody else does in the same place."""
     set_seed(arguments.seed)
     data = load_data(
         plan.data,
@@ -105,26 +117,62 @@ def train(plan: Plan) -> Run:
         problem_type=plan.problem_type,
         seed=arguments.seed,
     )
-    data = _limited(data, plan.max_train_samples, arguments.seed)
+    data = limited(data, plan.max_train_samples, arguments.seed)
     recipe.criterion(data.problem_type)  # says so now, not after hours of training, where it does not fit
-    main = arguments.process_index == 0
     with arguments.main_process_first(desc="preparing the work folder"):
         if main:
-            _prepare(work, plan, data, arguments)
-    tokenizer, max_length = _tokenizer(plan, work if main else None)
+            prepare(work, plan, data, arguments)
+    tokenizer, max_length = make_tokenizer(plan, work if main else None)
+    return fit(Ready(plan, recipe, data, _model(plan, recipe, data), tokenizer, max_length, arguments, work, started))
+
+
+OWN_ANSWERS = "dev, by agreement with the full model: its labels are the model's own answers"
+"""What operating points were chosen on where nobody gave labels."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """All that a training needs."""
+
+    plan: Plan
+    recipe: Recipe
+    data: TrainingData
+    """Its labels may be the answers of the model itself: see ``own_answers``."""
+    model: PreTrainedModel
+    """With exits."""
+    tokenizer: Tokenizer
+    max_length: int
+    arguments: ExitTrainingArguments
+    """Those of the first phase."""
+    work: Path
+    """Prepared folder of checkpoints."""
+    started: float
+    """By the monotonic clock."""
+    own_answers: bool = False
+    """Nobody gave labels: they are the answers of the model before this training."""
+
+
+def fit(ready: Ready) -> Run:
+    """Run the phases of the recipe, choose a default operating point on dev, and write the run folder."""
+    plan, recipe, data, model = ready.plan, ready.recipe, ready.data, ready.model
+    tokenizer, max_length, work = ready.tokenizer, ready.max_length, ready.work
+    main = ready.arguments.process_index == 0
     task = make_task(data.problem_type, data.id2label)
-    model = _model(plan, recipe, data)
-    _say_what_was_cut(train_rows := tokenizer.encode(data.train.texts), max_length)
-    dev_rows = tokenizer.encode(data.dev.texts)
+    train_rows, dev_rows = (tokenizer.encode(part.texts) for part in (data.train, data.dev))
+    if main:
+        _say_what_was_cut(train_rows, "training", max_length)
+        _say_what_was_cut(dev_rows, "dev", max_length)
     assert data.train.labels is not None
     assert data.dev.labels is not None
     history: list[dict[str, Any]] = []
     for number, phase in enumerate(recipe.training, start=1):
         model, log = _run_phase(
-            phase, number, model, _arguments(plan, work, recipe, phase), work, plan, task, tokenizer,
+            phase, number, model, phase_arguments(plan, work, recipe, phase), work, plan, task, tokenizer,
             Rows(train_rows, data.train.labels), Rows(dev_rows, data.dev.labels),
         )  # fmt: skip
         history += log
+        if main and number < len(recipe.training):
+            _keep_finished(work / f"phase-{number}", model, log)
     if not main:
         return Run(plan.out, {})
     section = {
@@ -143,19 +191,20 @@ def train(plan: Plan) -> Run:
         model.save_pretrained(folder)
         shutil.copytree(work / "tokenizer", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("config.json"))
         save_file({"hashes": row_hashes(data.train.texts)}, folder / "training_rows.safetensors")
-        record = _record_of(plan, arguments, data, history, time.monotonic() - started)
+        record = _record_of(plan, ready.arguments, data, history, time.monotonic() - ready.started)
         (folder / "training.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-        write_measured(folder, model, tokenizer, dev_rows, data, recipe, plan.max_drop)
+        chosen_on = OWN_ANSWERS if ready.own_answers else "dev"
+        write_measured(folder, model, tokenizer, dev_rows, data, recipe, plan.max_drop, chosen_on)
     shutil.rmtree(work, ignore_errors=True)
     return Run.open(plan.out)
 
 
-def _arguments(plan: Plan, work: Path, recipe: Recipe, phase: Phase) -> ExitTrainingArguments:
+def phase_arguments(plan: Plan, work: Path, recipe: Recipe, phase: Phase) -> ExitTrainingArguments:
     """What was given, over the phase's own, over the recipe's, over our defaults."""
     return make_arguments(str(work), plan.arguments, recipe={**recipe.arguments, **phase.arguments})
 
 
-def _limited(data: TrainingData, most: int | None, seed: int) -> TrainingData:
+def limited(data: TrainingData, most: int | None, seed: int) -> TrainingData:
     """At most so many training rows, drawn by seed; dev stays whole."""
     if most is None or most >= len(data.train):
         return data
@@ -174,7 +223,7 @@ _ORDER = (
 """Arguments that decide which rows a step sees: a checkpoint's place in the data means nothing with others."""
 
 
-def _prepare(work: Path, plan: Plan, data: TrainingData, arguments: ExitTrainingArguments) -> None:
+def prepare(work: Path, plan: Plan, data: TrainingData, arguments: ExitTrainingArguments) -> None:
     """The folder of checkpoints: fresh, or the interrupted one where ``--resume`` was asked for."""
     path = work / "plan.json"
     rows = np.concatenate([row_hashes(data.train.texts), row_hashes(data.dev.texts)])
@@ -206,11 +255,20 @@ def _prepare(work: Path, plan: Plan, data: TrainingData, arguments: ExitTraining
         )
 
 
-def _tokenizer(plan: Plan, work: Path | None) -> tuple[Tokenizer, int]:
-    """The encoder's tokenizer as a served model will use it, and the length texts are cut at."""
+def make_tokenizer(
+    plan: Plan, work: Path | None, source: str | None = None, config: PretrainedConfig | None = None
+) -> tuple[Tokenizer, int]:
+    """The encoder's tokenizer as a served model will use it, and the length texts are cut at.
+
+    Args:
+        plan: the training's.
+        work: where to leave it; None: nowhere.
+        source: where it is; None: where the model is.
+        config: the model's; None: what stands there.
+    """
     try:
-        pretrained = AutoTokenizer.from_pretrained(plan.model)
-        config = AutoConfig.from_pretrained(plan.model)
+        pretrained = AutoTokenizer.from_pretrained(source or plan.model)
+        config = AutoConfig.from_pretrained(plan.model) if config is None else config
     except (OSError, ValueError) as error:
         raise RunError(f"cannot load a tokenizer from {plan.model}: {str(error).splitlines()[0]}") from error
     if not pretrained.is_fast:
@@ -246,7 +304,7 @@ def _model(plan: Plan, recipe: Recipe, data: TrainingData) -> PreTrainedModel:
         ignore_mismatched_sizes=True,
     )
     objective = recipe.training[0].objective
-    layers, members = _places(plan, recipe, cut(model).num_layers)
+    layers, members = places(plan, recipe, cut(model).num_layers)
     settings = ExitSettings(
         head=recipe.head.name,
         head_settings=recipe.head.settings,
@@ -259,11 +317,11 @@ def _model(plan: Plan, recipe: Recipe, data: TrainingData) -> PreTrainedModel:
         objective_settings=objective.settings,
     )
     model = add_exits(model, settings)
-    _check_phases(model, recipe, plan.recipe)
+    check_phases(model, recipe, plan.recipe)
     return model
 
 
-def _check_phases(model: PreTrainedModel, recipe: Recipe, name: str) -> None:
+def check_phases(model: PreTrainedModel, recipe: Recipe, name: str) -> None:
     """Complain now, and not when the phase is reached, of an objective's setting or of nothing to train."""
     for phase in recipe.training:
         make_objective(phase.objective.name, phase.objective.settings, num_exits=len(model.stages))
@@ -271,7 +329,7 @@ def _check_phases(model: PreTrainedModel, recipe: Recipe, name: str) -> None:
             raise KnobError(f"recipe {name} trains its early exits by themselves, and there are none: give it --exits")
 
 
-def _places(plan: Plan, recipe: Recipe, num_layers: int) -> tuple[tuple[int, ...] | None, tuple[int, ...]]:
+def places(plan: Plan, recipe: Recipe, num_layers: int) -> tuple[tuple[int, ...] | None, tuple[int, ...]]:
     """Layers after which exits stand (None: every layer), and layers of each smaller complete model."""
     if recipe.members:
         if plan.exits == ():
@@ -297,10 +355,59 @@ def pretrained_pooling(name: str) -> Pooling:
     return "mean" if mean else "cls"
 
 
-def _say_what_was_cut(rows: Sequence[Encoded], max_length: int) -> None:
+def _say_what_was_cut(rows: Sequence[Encoded], part: str, max_length: int) -> None:
     cut = sum(row.truncated for row in rows)
     if cut:
-        logger.warning("%d of %d training texts are longer than %d tokens and were cut", cut, len(rows), max_length)
+        logger.warning("%d of %d %s texts are longer than %d tokens and were cut", cut, len(rows), part, max_length)
+
+
+def _is_worth_keeping(
+    model: PreTrainedModel, arguments: ExitTrainingArguments, work: Path, parts: Sequence[Rows]
+) -> bool:
+    """Whether the encoder's work is kept on disk while exits train: it is frozen, asked often, and there is room."""
+    if not can_keep(model):
+        return False
+    per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    asked = arguments.max_steps * per_step if arguments.max_steps > 0 else arguments.num_train_epochs * len(parts[0])
+    if asked < len(parts[0]):
+        return False
+    needed = sum(size_on_disk(model, part.rows, dtype=_kept_dtype(model, arguments)) for part in parts)
+    free = shutil.disk_usage(work).free
+    if needed > free / 2:
+        logger.info("what the frozen encoder gives would take %.1f GB of disk: it runs in every epoch", needed / 1e9)
+    return needed <= free / 2
+
+
+def _kept_dtype(model: PreTrainedModel, arguments: ExitTrainingArguments) -> Dtype:
+    """As was asked for; or else float32, but for every token's vector no finer than the heads compute."""
+    if arguments.feature_dtype is not None:
+        return arguments.feature_dtype  # type: ignore[return-value]  # make_arguments refuses what is none
+    return "float16" if model.offramp.reads_tokens and (arguments.bf16 or arguments.fp16) else "float32"
+
+
+def kept_rows(
+    model: PreTrainedModel, arguments: ExitTrainingArguments, pad_token: int, folder: Path, rows: Rows
+) -> FeatureRows:
+    """The rows with what the frozen encoder gives for them, computed now or found on disk."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    with progress_bar(len(rows), "encoding") as bar:
+        store = keep_features(
+            model.to(arguments.device),
+            rows.rows,
+            folder,
+            pad_token=pad_token,
+            dtype=_kept_dtype(model, arguments),
+            autocast=torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None,
+            batch_size=arguments.per_device_eval_batch_size,
+            share=(arguments.process_index, arguments.world_size),
+            meet=torch.distributed.barrier if distributed else lambda: None,
+            progress=lambda done: (bar.update(done), None)[1],
+        )
+    logger.info(
+        "the encoder is frozen: %d rows went through it once, and exits train on what it gave (%.1f MB in %s)",
+        len(rows), store.features.nbytes / 1e6, folder,
+    )  # fmt: skip
+    return FeatureRows.of(rows, store)
 
 
 def _with_hardness(rows: Rows, model: Any, collate: Collate, arguments: ExitTrainingArguments) -> Rows:
@@ -326,8 +433,7 @@ def _run_phase(
 ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
     """One run of the optimiser, or its result where an interrupted training had finished it."""
     folder = work / f"phase-{number}"
-    finished = folder / "finished"
-    if finished.is_dir():
+    if (finished := folder / "finished").is_dir():
         return load_early_exit(finished), json.loads((folder / "history.json").read_text(encoding="utf-8"))
     model.minimise(phase.objective.name, phase.objective.settings)
     model.requires_grad_(False)
@@ -335,6 +441,10 @@ def _run_phase(
         parameter.requires_grad_(True)
     model.train()
     collate = Collate(tokenizer.pad_token)
+    if _is_worth_keeping(model, arguments, work, (train_rows, dev_rows)):
+        keep = partial(kept_rows, model, arguments, tokenizer.pad_token)
+        train_rows, dev_rows = keep(work / "features-train", train_rows), keep(work / "features-dev", dev_rows)
+        collate = CollateFeatures(tokenizer.pad_token)
     train_rows = _with_hardness(train_rows, model, collate, arguments)
     layers = [stage.layers for stage in model.stages]
     _check_metric(arguments.metric_for_best_model, task, layers, dev_rows)
@@ -359,12 +469,16 @@ def _run_phase(
     trainer.add_callback(ExitProgress(task.main_metric))
     trainer.train(resume_from_checkpoint=_last_checkpoint(folder) if plan.resume else None)
     model.requires_grad_(True)
-    history = [{"phase": number, **entry} for entry in trainer.state.log_history]
-    if trainer.is_world_process_zero() and len(load_recipe(plan.recipe).training) > number:
-        (folder / "history.json").write_text(json.dumps(history), encoding="utf-8")
-        with replace_folder(finished) as staging:
-            model.save_pretrained(staging)
-    return model, history
+    return model, [{"phase": number, **entry} for entry in trainer.state.log_history]
+
+
+def _keep_finished(folder: Path, model: PreTrainedModel, history: list[dict[str, Any]]) -> None:
+    """What a phase came to, for a training that is broken off in a later one."""
+    if (folder / "finished").is_dir():
+        return
+    (folder / "history.json").write_text(json.dumps(history), encoding="utf-8")
+    with replace_folder(folder / "finished") as staging:
+        model.save_pretrained(staging)
 
 
 def _check_metric(name: str | None, task: Task, layers: Sequence[int], dev_rows: Rows) -> None:

@@ -19,10 +19,10 @@ from offramp.errors import TrainingError
 from offramp.model.modeling import parameters_of
 from offramp.tasks import Task
 
-__all__ = ["ExitProgress", "ExitTrainer", "exit_metrics"]
+__all__ = ["ExitProgress", "ExitTrainer", "exit_metrics", "progress_bar"]
 
 
-HEADS_FASTER = 10.0
+HEADS_FASTER = 20.0
 """Learning rate of fresh heads over that of the pretrained encoder, unless it was set (docs/training.md)."""
 
 
@@ -147,14 +147,14 @@ class ExitProgress(ProgressCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            self.training_bar = _bar(state.max_steps)
+            self.training_bar = progress_bar(state.max_steps)
         self.current_step = 0
 
     def on_prediction_step(
         self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
     ) -> None:
         if self.prediction_bar is None and state.is_world_process_zero:
-            self.prediction_bar = _bar(len(eval_dataloader))
+            self.prediction_bar = progress_bar(len(eval_dataloader))
         super().on_prediction_step(args, state, control, eval_dataloader=eval_dataloader, **kwargs)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -171,6 +171,6 @@ class ExitProgress(ProgressCallback):  # type: ignore[misc]
             )
 
 
-def _bar(total: int) -> tqdm[Any]:
+def progress_bar(total: int, what: str | None = None) -> tqdm[Any]:
     """A bar with time left; none where standard error is no terminal, as in a log file."""
-    return tqdm(total=total, dynamic_ncols=True, leave=False, disable=None)
+    return tqdm(total=total, desc=what, dynamic_ncols=True, leave=False, disable=None)

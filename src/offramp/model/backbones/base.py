@@ -87,6 +87,13 @@ class Cut(ABC):
         the final norm of families that have one.
         """
 
+    def summary(self, hidden: Tensor, lengths: Tensor) -> Tensor:
+        """[B, L, H] -> [B, H]: all that ``pool`` and ``head`` read of the tokens; here the first token's vector.
+
+        Both give the same for this vector as a text of one token.
+        """
+        return hidden[:, 0]
+
     @abstractmethod
     def pool(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         """[B, L, H] -> [B, pooled_size]: the backbone's own pooling.

@@ -47,13 +47,14 @@ class ModernBertCut(Cut):
             hidden = self.encoder.final_norm(hidden)
         return hidden
 
-    def pool(self, hidden: Tensor, lengths: Tensor) -> Tensor:
+    def summary(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         if self.config.classifier_pooling == "cls":
-            summary = hidden[:, 0]
-        else:
-            padding = ~lengths_to_mask(lengths, hidden.shape[1])[..., None]
-            summary = hidden.masked_fill(padding, 0).sum(dim=1) / lengths[:, None]
-        pooled: Tensor = self.model.head(summary)
+            return hidden[:, 0]
+        padding = ~lengths_to_mask(lengths, hidden.shape[1])[..., None]
+        return hidden.masked_fill(padding, 0).sum(dim=1) / lengths[:, None]
+
+    def pool(self, hidden: Tensor, lengths: Tensor) -> Tensor:
+        pooled: Tensor = self.model.head(self.summary(hidden, lengths))
         return pooled
 
     def pooler(self) -> nn.Linear | None:

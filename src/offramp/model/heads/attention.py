@@ -30,6 +30,8 @@ class Attention(Head):
         dropout: of the attention weights, while training; None: the backbone's own.
     """
 
+    reads_tokens = True
+
     def __init__(self, around: Surroundings, *, width: int = 128, heads: int = 2, dropout: float | None = None) -> None:
         check_number("head.width", width, low=1, whole=True)
         check_number("head.heads", heads, low=1, whole=True)
@@ -57,9 +59,11 @@ class Attention(Head):
 
     def _attend(self, tokens: Tensor, padding: Tensor) -> Tensor:
         """What the first token gathers from all unpadded ones: [B, L, W], [B, L] -> [B, W]."""
-        shape = (*tokens.shape[:2], self.heads, -1)
-        query = self.query(tokens[:, 0]).view(len(tokens), self.heads, -1)
-        key, value = self.key(tokens).view(shape), self.value(tokens).view(shape)
-        scores = torch.einsum("bhd,blhd->bhl", query, key) / math.sqrt(query.shape[-1])
-        weights = self.dropout(scores.masked_fill(padding[:, None], -math.inf).softmax(dim=-1))
-        return torch.einsum("bhl,blhd->bhd", weights, value).flatten(1)
+        # [B, heads, 1, d] @ [B, heads, d, L]. No einsum: ONNX Runtime mixes up the axes of this one.
+        query = self.query(tokens[:, 0]).unflatten(-1, (self.heads, -1))[:, :, None]
+        key = self.key(tokens).unflatten(-1, (self.heads, -1)).permute(0, 2, 3, 1)
+        value = self.value(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        scores = query @ key / math.sqrt(query.shape[-1])
+        weights = self.dropout(scores.masked_fill(padding[:, None, None], -math.inf).softmax(dim=-1))
+        mixed: Tensor = (weights @ value).flatten(1)
+        return mixed

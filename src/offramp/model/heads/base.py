@@ -85,6 +85,9 @@ class Head(nn.Module, ABC):
     own_pooler: ClassVar[bool] = False
     """It has a pooler of its own, so the model hands it the first token's vector instead of the backbone's pooling."""
 
+    reads_tokens: bool = False
+    """It reads the hidden states of all tokens, or the lengths, and not only what ``reader.pool`` makes of them."""
+
     @classmethod
     def common(cls, around: Surroundings) -> nn.Module | None:
         """A module that all exits of a model share; it is made once and comes with every call."""

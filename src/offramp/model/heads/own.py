@@ -14,6 +14,8 @@ __all__ = ["Own"]
 class Own(Head):
     """The head that answers at full depth, asked earlier. It has no parameters of its own."""
 
+    reads_tokens = True  # as the family's head pools, which need not be as the exits' settings say
+
     def __init__(self, around: Surroundings) -> None:
         super().__init__()
 

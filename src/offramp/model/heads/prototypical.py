@@ -83,6 +83,7 @@ class Prototypical(Head):
         check_number("head.width", width, low=1, whole=True)
         super().__init__()
         self.kind = network
+        self.reads_tokens = network == "attention"
         self.distance: Distance = distance
         self.dropout = make_dropout(around, dropout)
         self.classifier = nn.Linear(around.pooled_size, around.num_outputs)
