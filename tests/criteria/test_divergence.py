@@ -76,7 +76,7 @@ def test_nothing_diverges_from_itself(seed: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(seed=st.integers(0, 10_000), threshold=st.floats(0, 2), patience=st.integers(1, 6))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification"])
 def test_equals_a_plain_loop(
     make_trace: MakeTrace, problem: str, kind: Kind, seed: int, threshold: float, patience: int

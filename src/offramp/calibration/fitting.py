@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 
 from offramp.calibration.stopping import fit_stopping
 from offramp.calibration.temperature import fit_temperatures
+from offramp.calibration.thresholds import fit_thresholds
 from offramp.criteria import Criterion, Scored
 from offramp.criteria.learned_stopping import LearnedStopping
+from offramp.criteria.per_exit import PerExit
 from offramp.errors import KnobError, UnsupportedError
 from offramp.traces.replay import scores
+from offramp.traces.tally import make_tally
 from offramp.traces.trace import Trace
 
 __all__ = ["FITS", "Fit", "Fitted", "held_out_scores"]
@@ -38,7 +41,17 @@ def _stopping(trace: Trace, criterion: Criterion) -> Criterion:
     return fit_stopping(trace, criterion)
 
 
-FITS: Mapping[str, Fit] = {"stopping": _stopping, "temperature": _temperature}
+def _thresholds(trace: Trace, criterion: Criterion) -> Criterion:
+    """A threshold for each exit (BranchyNet, DeeBERT), at a middling price of a layer."""
+    if not isinstance(criterion, PerExit):
+        raise UnsupportedError(f"thresholds by exit are learned for 'per_exit', not for {criterion.name!r}")
+    tally = make_tally(trace)
+    right = [tally.means(logits, "accuracy") for logits in trace.logits]
+    made = fit_thresholds(trace, criterion, 1 - np.array(right, dtype=np.float64))
+    return made[len(made) // 2][0]
+
+
+FITS: Mapping[str, Fit] = {"stopping": _stopping, "temperature": _temperature, "thresholds": _thresholds}
 
 
 @dataclass(frozen=True)

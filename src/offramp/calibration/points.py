@@ -34,8 +34,13 @@ class OperatingPoint:
     chosen_on: str = ""
     """Which data, in words."""
     promise: dict[str, Any] | None = None
-    """A guarantee (risk, confidence, how), where calibration gave one."""
+    """A guarantee, where calibration gave one: risk, of (which risk), confidence, expected, method, n_fit, n_promise,
+    seen (the mean loss on the rows that promise), tested, seed, model (hash of the weights)."""
+    asked: dict[str, float] = field(default_factory=dict)
+    """What calibration was asked for: speedup, max_drop or max_risk."""
     runtime: str = ""
+    dtype: str = ""
+    """Of the runtime the trace was recorded on; empty: not known."""
     batch_size: int = 1
     data_hash: str | None = None
     """Hash of the rows it was chosen on."""
@@ -63,7 +68,7 @@ class OperatingPoint:
             raise RunError(f"an operating point lacks {', '.join(sorted(missing))}: remove it and train again")
         if not isinstance(value["name"], str) or not isinstance(value["criterion"], str):
             raise RunError("an operating point's name and criterion must be strings: remove the file and train again")
-        wrong = [key for key in ("settings", "knobs", "measured") if not isinstance(value.get(key, {}), dict)]
+        wrong = [key for key in ("settings", "knobs", "measured", "asked") if not isinstance(value.get(key, {}), dict)]
         if wrong:
             raise RunError(f"{wrong[0]} of operating point {value['name']!r} must be a JSON object")
         return cls(**value)

@@ -17,7 +17,7 @@ from offramp.traces.replay import replay
 from offramp.traces.tally import make_tally
 from offramp.traces.trace import Trace
 
-__all__ = ["LAMBDAS", "candidates", "choose"]
+__all__ = ["LAMBDAS", "candidates", "choose", "data_hash"]
 
 LAMBDAS = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 """Weights of distance against entropy that are tried; the mean is ruled by its smaller part, so they go far above 1."""
@@ -103,8 +103,9 @@ def choose(
         measured=_measured(trace, criterion, chosen, main),
         chosen_on=chosen_on,
         runtime=trace.runtime,
+        dtype=trace.dtype,
         batch_size=trace.batch_size,
-        data_hash=_data_hash(trace),
+        data_hash=data_hash(trace),
     )
 
 
@@ -146,7 +147,7 @@ def _measured(trace: Trace, criterion: Criterion, knobs: Mapping[str, float], me
     return score | speeds | {"n": trace.num_units, "metrics": values}
 
 
-def _data_hash(trace: Trace) -> str | None:
+def data_hash(trace: Trace) -> str | None:
     """One hash of the rows, whatever their order; None where the trace has no hashes."""
     if trace.hashes is None:
         return None

@@ -7,9 +7,11 @@ traffic and replays a trace, on numpy and torch arrays alike.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 from array_api_compat import array_namespace
@@ -18,7 +20,7 @@ from offramp.errors import KnobError, UnsupportedError
 from offramp.settings import check_number
 from offramp.types import Array, Decision, ExitOutput, Knobs, ProblemType, Stage, State
 
-__all__ = ["Criterion", "Knob", "Scored"]
+__all__ = ["Criterion", "Knob", "Scored", "score_name"]
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,11 @@ class Criterion(ABC):
         """
         return None
 
+    @property
+    def by_exit(self) -> bool:
+        """It remembers the exits passed, or has a setting for each: an exit left out would change what it does."""
+        return True
+
     def compared(self, stage: Stage, output: ExitOutput, state: State) -> Array | None:
         """[B]: the number that an exit holds against the criterion's fractional knob; None: it has no such knob.
 
@@ -121,7 +128,14 @@ class Scored(Criterion):
     The score does not depend on the threshold, so a whole trace is scored once and every threshold is read off it.
     Lower scores are surer; a score is never NaN. Most scores know nothing of the exits before; one that does overrides
     ``follow`` and ``start``.
+
+    An exit that has computed the score already (an exported stage, in its graph) hands it over as the extra
+    ``score_name(criterion)``, and nothing but the comparison is left to do.
     """
+
+    @property
+    def by_exit(self) -> bool:
+        return type(self).follow is not Scored.follow
 
     @abstractmethod
     def score(self, stage: Stage, output: ExitOutput) -> Array:
@@ -129,7 +143,8 @@ class Scored(Criterion):
 
     def follow(self, stage: Stage, output: ExitOutput, state: State) -> tuple[Array, State]:
         """The score of units that came through the exits before, and their state after this one."""
-        return self.score(stage, output), state
+        known = output.extras.get(score_name(self)) if output.extras else None
+        return (self.score(stage, output) if known is None else known), state
 
     def start(self, units: Array) -> State:
         return {}
@@ -140,6 +155,12 @@ class Scored(Criterion):
     def step(self, stage: Stage, output: ExitOutput, state: State, knobs: Knobs) -> tuple[Decision, State]:
         score, state = self.follow(stage, output, state)
         return Decision(score < knobs["threshold"], output.logits), state
+
+
+@lru_cache(maxsize=256)
+def score_name(criterion: Scored) -> str:
+    """Name of the extra that holds what ``criterion.score`` says: the criterion's own, and its settings."""
+    return f"score.{criterion.name} {json.dumps(asdict(criterion), sort_keys=True)}"
 
 
 def log_softmax(logits: Array) -> Array:

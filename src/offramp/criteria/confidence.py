@@ -50,5 +50,9 @@ class Confidence(Scored):
         super().__post_init__()
         object.__setattr__(self, "temperatures", check_by_exit("temperatures", self.temperatures))
 
+    @property
+    def by_exit(self) -> bool:
+        return bool(self.temperatures)
+
     def score(self, stage: Stage, output: ExitOutput) -> Array:
         return doubt(output.logits / at_exit("temperatures", self.temperatures, stage), self.problem_type)

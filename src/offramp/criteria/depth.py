@@ -24,6 +24,10 @@ class Depth(Criterion):
     serves: ClassVar[frozenset[ProblemType]] = frozenset(PROBLEM_TYPES)
     knobs: ClassVar[Mapping[str, Knob]] = {"layers": Knob(1000, 1, 1000, faster="down", integer=True, counts="layers")}
 
+    @property
+    def by_exit(self) -> bool:
+        return False
+
     def start(self, units: Array) -> State:
         return {}
 

@@ -65,5 +65,9 @@ class Entropy(Scored):
         super().__post_init__()
         object.__setattr__(self, "scale", check_by_exit("scale", self.scale))
 
+    @property
+    def by_exit(self) -> bool:
+        return bool(self.scale)
+
     def score(self, stage: Stage, output: ExitOutput) -> Array:
         return uncertainty(output.logits, self.problem_type) / at_exit("scale", self.scale, stage)

@@ -1,0 +1,146 @@
+"""What an answer can cost: losses per text in [0, 1], of which a risk is the mean.
+
+Jazbec et al., "Fast yet Safe", NeurIPS 2024: consistency with the full model needs no labels; the performance gap does.
+An error increase lies in -1, 0, 1 (a text may be lost, and another won). It is counted as max(0, .): a text that the
+full model had right and early exit has wrong. So it is 0 or 1 and has exact p-values, and a promise of it holds for the
+net increase too, which can only be less. (Shifted into [0, 1] instead, most texts would have a loss of one half, and a
+risk of 1 % would take 60,000 texts.)
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.errors import DataError, KnobError, UnsupportedError
+from offramp.tasks import Task, make_task
+from offramp.traces.trace import Trace
+
+__all__ = ["RISKS", "Loss", "Risk", "import_loss", "make_risk"]
+
+Floats = NDArray[np.float64]
+
+Loss = Callable[[NDArray[Any], NDArray[Any], NDArray[Any] | None], NDArray[Any]]
+"""(answers [U, C], the full model's [U, C], labels or None) -> [U] in [0, 1].
+
+One that returns bools says that nothing lies between: its promises are exact."""
+
+RISKS = ("disagreement", "error")
+"""Risks that have a name."""
+
+
+@dataclass(frozen=True)
+class Risk:
+    """A loss with a name, for one trace's kind of answers."""
+
+    name: str
+    loss: Loss
+    binary: bool
+    """Losses are 0 or 1."""
+    needs_labels: bool
+    """Whether it is about labels; a function of one's own may read them or not."""
+
+    def of(self, trace: Trace, answers: NDArray[Any]) -> Floats:
+        """[U]: the losses of answers [U, C] to the units of a trace.
+
+        Raises:
+            DataError: they are not one number from 0 to 1 for each unit.
+        """
+        found = np.asarray(self.loss(answers, trace.logits[-1], trace.labels))
+        if found.shape != (trace.num_units,):
+            raise DataError(
+                f"risk {self.name!r} gave {list(found.shape)} numbers for {trace.num_units} texts: it must return one "
+                "loss for each"
+            )
+        if self.binary and found.dtype != np.bool_:
+            raise DataError(f"risk {self.name!r} gave bools once and {found.dtype} now: it must keep to one of them")
+        values = found.astype(np.float64)
+        if not ((values >= 0) & (values <= 1)).all():
+            raise DataError(f"risk {self.name!r} gave a loss that is not from 0 to 1: scale it, or clip it")
+        return values
+
+    def by_exit(self, trace: Trace) -> Floats:
+        """[E, U]: the losses of every exit's own answers."""
+        return np.stack([self.of(trace, logits) for logits in trace.logits])
+
+
+def make_risk(risk: str | Loss, trace: Trace) -> Risk:
+    """A risk by name, or of a function.
+
+    Args:
+        risk: ``disagreement``, ``error``, or a function (``Loss``).
+        trace: whose answers it is about.
+
+    Raises:
+        KnobError: no such risk.
+        DataError: it needs labels, and the trace has none; or a function returns no losses.
+        UnsupportedError: regression, where no answer is simply right; or units that are no texts.
+    """
+    if trace.num_units != len(trace.lengths):
+        raise UnsupportedError("a promise is made for texts, and in this trace a text has several answers")
+    if callable(risk):
+        name = f"{risk.__module__}:{risk.__qualname__}"
+        binary = np.asarray(risk(trace.logits[-1], trace.logits[-1], trace.labels)).dtype == np.bool_
+        made = Risk(name, risk, bool(binary), needs_labels=False)
+        made.of(trace, trace.logits[-1])
+        return made
+    if risk not in RISKS:
+        raise KnobError(f"no risk is called {risk!r}: there are {', '.join(RISKS)}, and your own as module:function")
+    if trace.problem_type == "regression":
+        raise UnsupportedError(
+            f"risk {risk!r} needs answers that are the same or not, and this is regression: give a loss of your own as "
+            "module:function"
+        )
+    task = make_task(trace.problem_type, trace.id2label)
+    if risk == "disagreement":
+        return Risk(risk, _disagreement(task), binary=True, needs_labels=False)
+    if trace.labels is None:
+        raise DataError("risk 'error' needs labels, and there are none: give labelled data, or promise disagreement")
+    return Risk(risk, _error(task), binary=True, needs_labels=True)
+
+
+def import_loss(name: str) -> Loss:
+    """The function ``module:function``; modules in the current folder are found.
+
+    Raises:
+        KnobError: there is no such module or function.
+    """
+    module, _, function = name.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise KnobError(f"--risk {name} cannot be imported ({error}): name it module:function") from error
+    finally:
+        sys.path.pop(0)
+    if not callable(found):
+        raise KnobError(f"--risk {name} is no function but {type(found).__name__}: name one as module:function")
+    return found  # type: ignore[no-any-return]
+
+
+def _disagreement(task: Task) -> Loss:
+    def loss(answers: NDArray[Any], full: NDArray[Any], labels: NDArray[Any] | None) -> NDArray[np.bool_]:
+        return _differ(task.answers(answers), task.answers(full))
+
+    return loss
+
+
+def _error(task: Task) -> Loss:
+    def loss(answers: NDArray[Any], full: NDArray[Any], labels: NDArray[Any] | None) -> NDArray[np.bool_]:
+        assert labels is not None
+        return _differ(task.answers(answers), labels) & ~_differ(task.answers(full), labels)
+
+    return loss
+
+
+def _differ(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
+    """[U]: two classes, or two sets of labels, are not the same."""
+    result: NDArray[np.bool_] = (a != b) if a.ndim == 1 else (a != b).any(axis=-1)
+    return result

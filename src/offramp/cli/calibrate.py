@@ -1,0 +1,246 @@
+"""``offramp calibrate``: an operating point with a promise, from a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from offramp.cli import app
+from offramp.cli.common import (
+    BatchSize,
+    Columns,
+    Device,
+    Json,
+    LabelColumn,
+    RunFolder,
+    RuntimeName,
+    console,
+    parse_settings,
+    print_json,
+    split_columns,
+)  # fmt: skip
+from offramp.errors import DataError, KnobError, RunError
+from offramp.run import Run, weights_hash
+
+if TYPE_CHECKING:
+    from offramp.calibration.points import OperatingPoint
+    from offramp.criteria import Criterion
+    from offramp.traces.trace import Trace
+
+
+@app.command(short_help="An operating point with a promise: so much risk, so sure.")
+def calibrate(
+    run: RunFolder,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="File, folder (its dev part) or hub name; the model never saw it."),
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A trace that `offramp record` wrote, instead of --data.")
+    ] = None,
+    max_risk: Annotated[
+        float | None, typer.Option(metavar="X", help="Promise at most this risk, such as 0.01; be as fast as can be.")
+    ] = None,
+    speedup: Annotated[
+        float | None, typer.Option(metavar="X", help="Reach this layer speed-up; promise what that allows.")
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Lose at most so many points of the metric (no guarantee); labels needed."),
+    ] = None,
+    confidence: Annotated[float, typer.Option(metavar="X", help="That the promise holds.")] = 0.95,
+    risk: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="disagreement with the full model (no labels), error (labels), or module:function, a loss per text.",
+        ),
+    ] = "disagreement",
+    expected: Annotated[
+        bool, typer.Option("--expected", help="Promise the expected risk instead (conformal risk control).")
+    ] = False,
+    criterion: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Who leaves; by default as the run's default point.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=X", help="A setting of the criterion, not to be tuned; may be repeated."),
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(metavar="NAME", help="accuracy, f1, matthews, ...; by default the task's main one.")
+    ] = None,
+    tuning_share: Annotated[
+        float, typer.Option(metavar="X", help="Of the texts, for tuning; the others make the promise.")
+    ] = 0.4,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the split.", min=0)] = 0,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Of the operating point.")] = None,
+    default: Annotated[
+        bool, typer.Option("--default", help="Make it the point that is used where nothing is asked for.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Calibrate on rows of training, or on another model's trace, all the same.")
+    ] = False,
+    text_columns: Columns = None,
+    label_column: LabelColumn = None,
+    batch_size: BatchSize = 32,
+    device: Device = None,
+    dtype: Annotated[
+        str | None, typer.Option(metavar="NAME", help="float32, bfloat16 or float16; of a trace: what it must be.")
+    ] = None,
+    runtime: RuntimeName = None,
+    as_json: Json = False,
+) -> None:
+    """Choose an operating point by risk, speed or score, and say what can be promised of it."""
+    from offramp.calibration.points import read_points
+    from offramp.calibration.risk import check_promise
+    from offramp.traces.store import save_trace
+
+    wishes = {"max_risk": max_risk, "speedup": speedup, "max_drop": max_drop}
+    if sum(value is not None for value in wishes.values()) != 1:
+        raise KnobError("give exactly one of --max-risk, --speedup and --max-drop")
+    if (data is None) == (trace is None):
+        raise KnobError("give --data to record and calibrate on, or --trace for one that is recorded")
+    if expected and max_risk is None:
+        raise KnobError("--expected is about a risk that is asked for: give --max-risk with it")
+    check_promise(0.5 if max_risk is None else max_risk, confidence)
+    opened = Run.open(run)
+    points = read_points(opened.folder)
+    rule, fixed = _criterion(opened, points, criterion, parse_settings(settings))
+    if trace is not None:
+        recorded, told = _from_trace(opened, trace, runtime=runtime, dtype=dtype, force=force), trace.stem
+    else:
+        from offramp.cli.recording import record_data, trace_name
+
+        assert data is not None
+        recorded, _ = record_data(
+            run, data, text_columns=split_columns(text_columns), label_column=label_column, batch_size=batch_size,
+            device=device, dtype=dtype or "float32", runtime=runtime, unseen=not force,
+            need_labels=max_drop is not None or risk == "error",
+        )  # fmt: skip
+        told = trace_name(data)
+        save_trace(recorded, run / "traces" / told)
+    more: dict[str, Any] = {
+        "confidence": confidence, "risk": _loss(risk), "fixed": fixed, "tuning_share": tuning_share, "seed": seed,
+        "metric": metric, "name": name, "chosen_on": told,
+    }  # fmt: skip
+    point = _point(recorded, rule, wishes, expected=expected, more=more)
+    _save(opened, points, point, default=default or not points)
+    _show(point, recorded, as_json)
+
+
+def _point(
+    trace: Trace, rule: Criterion, wishes: Mapping[str, float | None], *, expected: bool, more: Mapping[str, Any]
+) -> OperatingPoint:
+    from offramp.calibration.certify import certify, choose_measured
+
+    max_risk, speedup, max_drop = (wishes[wish] for wish in ("max_risk", "speedup", "max_drop"))
+    if max_risk is not None:
+        return certify(trace, rule, max_risk=max_risk, expected=expected, **more)
+    if max_drop is not None and trace.labels is None:
+        raise DataError("--max-drop is about scores, and there are no labels: give labelled data, or --max-risk")
+    return choose_measured(trace, rule, speedup=speedup, max_drop=max_drop, **more)
+
+
+def _criterion(
+    run: Run, points: Sequence[OperatingPoint], name: str | None, settings: Mapping[str, Any]
+) -> tuple[Criterion, frozenset[str]]:
+    """The criterion with the settings to start from, and the names of those that stay."""
+    from offramp.criteria import make
+
+    start: dict[str, Any] = {"problem_type": run.problem_type}
+    if name is None and not points:
+        raise RunError(f"{run.folder} has no operating point whose criterion could be taken: give --criterion")
+    if name is None or (points and name == points[0].criterion):
+        name, start = points[0].criterion, dict(points[0].settings)
+    return make(name, **{**start, **settings}), frozenset(settings)
+
+
+def _loss(risk: str) -> Any:
+    from offramp.calibration.losses import import_loss
+
+    return import_loss(risk) if ":" in risk else risk
+
+
+def _from_trace(run: Run, path: Path, *, runtime: str | None, dtype: str | None, force: bool) -> Trace:
+    """A trace that is of this very model, of the runtime that is asked for, and of rows that were not trained on.
+
+    Raises:
+        RunError: it is of another model or runtime.
+        DataError: its labels or answers are not those of the run, or the model was trained on its rows.
+    """
+    from offramp.cli.recording import check_unseen
+    from offramp.traces.store import load_trace
+
+    trace = load_trace(path)
+    if trace.problem_type != run.problem_type or (run.id2label and dict(trace.id2label) != run.id2label):
+        raise DataError(
+            f"{path} is of {trace.problem_type} with {', '.join(trace.id2label.values())}, and {run.folder} of "
+            f"{run.problem_type} with {', '.join(run.id2label.values())}: give a trace of this run"
+        )
+    for what, there, wanted in (("runtime", trace.runtime, runtime), ("dtype", trace.dtype, dtype)):
+        if wanted not in (None, there):
+            raise RunError(f"{path} was recorded on {what} {there}, not {wanted}: record it on what will serve")
+    if force:
+        return trace
+    if trace.model is None:
+        raise RunError(f"{path} does not say which weights it was recorded from: record it again, or give --force")
+    if trace.model != weights_hash(run.folder):
+        raise RunError(f"{path} was recorded from other weights than those of {run.folder}: record it again")
+    if trace.hashes is not None:
+        check_unseen(run, trace.hashes)
+    return trace
+
+
+def _save(run: Run, points: Sequence[OperatingPoint], point: OperatingPoint, *, default: bool) -> None:
+    """Into operating_points.json and the model card; one of the same name is replaced."""
+    from offramp.calibration.points import write_points
+    from offramp.calibration.promise import write_card
+
+    if points and points[0].name == point.name:
+        default = True  # it was the default, and stays it
+    others = [other for other in points if other.name != point.name]
+    listed = [point, *others] if default else [*others, point]
+    write_points(run.folder, listed)
+    write_card(run.folder, listed)
+
+
+def _show(point: OperatingPoint, trace: Trace, as_json: bool) -> None:
+    from offramp.calibration.promise import summary_sentence
+
+    assert point.promise is not None
+    leaving = {int(layer): count for layer, count in point.measured["exits"].items()}
+    said = summary_sentence(leaving, trace.num_layers, point.promise)
+    if as_json:
+        print_json({"summary": said, "point": asdict(point)})
+        return
+    promise = point.promise
+    knobs = ", ".join(f"{name} {value:.4g}" for name, value in point.knobs.items())
+    lines = [
+        said,
+        "",
+        f"Tuned on {promise['n_fit']} texts, promised on {promise['n_promise']} others: {promise['method']}; "
+        f"seen there {100 * promise['seen']:.2f} % ({promise['of']}).",
+        *_scores(point.measured),
+        f"Operating point {point.name!r}: {point.criterion}, {knobs}; {trace.runtime} {trace.dtype}, batches of "
+        f"{trace.batch_size}.",
+    ]
+    console().print("\n".join(lines))
+
+
+def _scores(measured: Mapping[str, Any]) -> list[str]:
+    """Score against full depth on the texts of the promise; with its interval, where there is one."""
+    if "metric" not in measured:
+        return []
+    line = (
+        f"{measured['metric']} {100 * measured['score']:.1f} against {100 * measured['full_depth_score']:.1f} at full "
+        "depth"
+    )
+    if "drop_interval" in measured:
+        low, high = (100 * end for end in measured["drop_interval"])
+        level = 100 * measured["interval_level"]
+        line += f"; drop between {low:.1f} and {high:.1f} points ({level:g} % bootstrap interval, no guarantee)"
+    return [line + "."]

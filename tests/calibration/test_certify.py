@@ -1,0 +1,327 @@
+"""Guarantees against known truth: what is promised on rows that were drawn, replayed over all rows they come from.
+
+Truth is the risk over a whole trace; calibration rows are drawn from it with replacement (the other half of the same
+rows would be no truth: what is lost there was won here). A selector that is broken on purpose must fail the same test.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("mapie")
+pytest.importorskip("scipy")
+
+from offramp.calibration import certify as module
+from offramp.calibration.certify import FEWEST, certify, choose_measured, halves
+from offramp.calibration.grid import in_order
+from offramp.calibration.losses import make_risk
+from offramp.calibration.points import OperatingPoint
+from offramp.criteria import Criterion, make
+from offramp.errors import DataError, KnobError, UnsupportedError
+from offramp.traces.replay import replay
+from offramp.traces.trace import Trace
+
+MakeTrace = Callable[..., Trace]
+
+DRAWS, ROWS, DELTA = 300, 400, 0.1
+MOST = DELTA + 2 * math.sqrt(DELTA * (1 - DELTA) / DRAWS)
+RISK = 0.05
+
+
+def trap(above: float = 0.0, *, units: int = 1200, exits: int = 20, safe: int = 4) -> Trace:
+    """Twenty exits, all but the deep ones just above the risk of 5 %, and each wrong about other rows.
+
+    Turning the threshold moves everybody from exit to exit, so the risk is not monotone and candidates hardly depend
+    on each other: whoever looks among them for one that passes finds it by luck. Risks are exact, by construction.
+    """
+    rng = np.random.default_rng(0)
+    wrong = np.zeros((exits, units), dtype=bool)
+    for e in range(exits - 1):
+        count = int(0.01 * units) if e >= exits - 1 - safe else math.floor(RISK * (1 + above) * units) + 1
+        wrong[e, rng.choice(units, size=count, replace=False)] = True
+    logits = np.where(wrong[..., None], [0.0, 1.0], [1.0, 0.0]).astype(np.float32)
+    gate = (exits - 1 - np.arange(exits)[:, None] - 0.5 * rng.random((1, units))) / exits
+    return Trace(
+        logits=logits,
+        layers=np.arange(1, exits + 1),
+        lengths=np.ones(units, dtype=np.int64),
+        problem_type="single_label_classification",
+        id2label={0: "a", 1: "b"},
+        extras={"gate": np.clip(gate, 0, 1).astype(np.float32)},
+        labels=np.zeros(units, dtype=np.int64),
+    )
+
+
+def usual(units: int = 1200, exits: int = 4, classes: int = 3) -> Trace:
+    """Exits that know more the later they are, and change their minds; distances that know something."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(classes, size=units)
+    ease = rng.gamma(1.5, 1.5, size=(units, 1))
+    drift = rng.normal(size=(units, classes))
+    logits = []
+    for e in range(exits):
+        drift = 0.7 * (drift + rng.normal(size=(units, classes)))
+        logits.append(np.eye(classes)[labels] * ease * (e + 1) + 1.5 * drift)
+    distances = np.abs(2 - 0.5 * np.array(logits) + rng.normal(size=(exits, units, classes)))
+    distances[-1] = np.nan
+    return Trace(
+        logits=np.array(logits, dtype=np.float32),
+        layers=np.arange(1, exits + 1),
+        lengths=rng.integers(1, 30, size=units),
+        problem_type="single_label_classification",
+        id2label={c: str(c) for c in range(classes)},
+        extras={"distances": distances.astype(np.float32)},
+        labels=labels,
+    )
+
+
+def total_variation(answers: Any, full: Any, labels: Any) -> Any:
+    """A loss that is neither 0 nor 1: how far the two distributions are apart."""
+
+    def softmax(logits: Any) -> Any:
+        p = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return p / p.sum(axis=-1, keepdims=True)
+
+    return np.clip(np.abs(softmax(answers) - softmax(full)).sum(axis=-1) / 2, 0, 1)
+
+
+def truth(whole: Trace, point: OperatingPoint, risk: Any) -> float:
+    """The risk of a saved operating point over all rows."""
+    again = OperatingPoint.from_json(point.to_json())
+    outcome = replay(whole, make(again.criterion, **again.settings), again.knobs)
+    return float(make_risk(risk, whole).of(whole, outcome.answers).mean())
+
+
+def risks_of(
+    whole: Trace, choose: Callable[[Trace], OperatingPoint], risk: Any = "disagreement"
+) -> list[tuple[float, float]]:
+    """(truth, promised) of every draw; where nothing is promised, nothing leaves early and nothing is lost."""
+    rng = np.random.default_rng(1)
+    found = []
+    for _ in range(DRAWS):
+        drawn = whole.select(rng.integers(len(whole.lengths), size=ROWS))
+        try:
+            point = choose(drawn)
+        except KnobError:
+            found.append((0.0, RISK))
+            continue
+        assert point.promise is not None
+        found.append((truth(whole, point, risk), point.promise["risk"]))
+    return found
+
+
+def violations(found: list[tuple[float, float]]) -> float:
+    return sum(true > promised for true, promised in found) / len(found)
+
+
+def certified(criterion: Criterion, **more: Any) -> Callable[[Trace], OperatingPoint]:
+    given: dict[str, Any] = {"max_risk": RISK, "confidence": 1 - DELTA, "max_points": 25} | more
+    return lambda drawn: certify(drawn, criterion, **given)
+
+
+@pytest.mark.parametrize("name", ["entropy", "confidence", "edr", "patience", "per_exit"])
+def test_learn_then_test(name: str) -> None:
+    """Thresholds, temperatures, lambda and threshold, whole numbers, a threshold for each exit."""
+    found = risks_of(usual(), certified(make(name)))
+    assert violations(found) <= MOST
+    assert np.mean([true for true, _ in found]) > (0.005 if name == "patience" else 0.02)  # and something is risked
+
+
+def test_patience_and_threshold() -> None:
+    found = risks_of(usual(600, exits=3), certified(make("patience_entropy"), max_points=4))
+    assert violations(found) <= MOST
+
+
+def test_an_increase_of_errors() -> None:
+    found = risks_of(usual(), certified(make("entropy"), risk="error", max_risk=0.03), risk="error")
+    assert violations([(true, 0.03) for true, _ in found]) <= MOST
+
+
+def test_a_loss_of_ones_own() -> None:
+    found = risks_of(usual(), certified(make("entropy"), risk=total_variation, max_risk=0.1), risk=total_variation)
+    assert violations([(true, 0.1) for true, _ in found]) <= MOST
+    assert np.mean([true for true, _ in found]) > 0.04
+
+
+@pytest.mark.parametrize("whole", [usual(), trap()], ids=["usual", "trap"])
+def test_conformal_risk_control(whole: Trace) -> None:
+    criterion = make("gate" if "gate" in whole.extras else "entropy")
+    risks = np.array([true for true, _ in risks_of(whole, certified(criterion, expected=True))])
+    assert risks.mean() <= RISK + 2 * risks.std() / math.sqrt(DRAWS)
+    assert risks.mean() > 0.2 * RISK
+
+
+@pytest.mark.parametrize("wish", [{"speedup": 1.6}, {"max_drop": 3.0}])
+def test_the_bound_on_a_point_chosen_by_speed_or_score(wish: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_WALKED", 8)
+    found = risks_of(usual(1000), lambda drawn: choose_measured(drawn, make("entropy"), confidence=1 - DELTA, **wish))
+    assert violations(found) <= MOST
+    assert np.mean([true for true, _ in found]) > 0.005
+
+
+# Power: the same test, on the trap, where luck is there to be had
+
+
+def by_threshold(losses: Any, layers: Any) -> Any:
+    """The order of the plain walk down the thresholds, which no rows tune."""
+    return np.argsort(-layers)
+
+
+@pytest.mark.parametrize("order", [in_order, by_threshold])
+def test_the_trap_is_not_fallen_into(order: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "in_order", order)
+    assert violations(risks_of(trap(), certified(make("gate")))) <= MOST
+
+
+def test_whoever_takes_the_last_that_passes_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "in_order", by_threshold)
+    monkeypatch.setattr(module, "accepted", lambda p, delta: int(np.flatnonzero(p <= delta).max(initial=-1)) + 1)
+    assert violations(risks_of(trap(), certified(make("gate")))) > MOST
+
+
+def test_whoever_tunes_on_the_rows_that_prove_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "halves", lambda trace, **_: (trace, trace))
+    assert violations(risks_of(trap(), certified(make("gate")))) > MOST
+
+
+@pytest.mark.long
+def test_learned_stopping() -> None:
+    found = risks_of(usual(), certified(make("learned_stopping")))
+    assert violations(found) <= MOST
+
+
+# What a point says of itself, and what is refused
+
+
+def test_a_point_says_what_was_promised_on_what(example: MakeTrace) -> None:
+    trace = replace(example(units=400), runtime="onnx", dtype="bfloat16", model="abc")
+    point = certify(trace, make("entropy"), max_risk=0.2, chosen_on="logs")
+    assert point.promise is not None
+    tuning, proving = halves(trace, share=0.4, seed=0)
+    assert (point.promise["n_fit"], point.promise["n_promise"]) == (160, 240) == (tuning.num_units, proving.num_units)
+    assert (point.runtime, point.dtype, point.batch_size, point.chosen_on) == ("onnx", "bfloat16", 8, "logs")
+    assert point.promise["model"] == "abc"
+    assert point.asked == {"max_risk": 0.2}
+    outcome = replay(proving, make("entropy"), point.knobs)
+    assert point.promise["seen"] == (outcome.answers.argmax(-1) != proving.logits[-1].argmax(-1)).mean()
+    assert point.measured["layer_speedup"] == pytest.approx(4 / trace.layers[outcome.exits].mean())
+    assert point.measured["exits"] == {str(e + 1): int((outcome.exits == e).sum()) for e in range(4)}
+    assert point.measured["score"] == (outcome.answers.argmax(-1) == proving.labels_known()).mean()
+
+
+def test_the_halves_are_whole_texts_and_depend_on_the_seed(example: MakeTrace) -> None:
+    trace = example(units=100)
+    assert trace.hashes is not None
+    tuning, proving = halves(trace, share=0.4, seed=0)
+    assert tuning.hashes is not None
+    assert proving.hashes is not None
+    assert sorted([*tuning.hashes, *proving.hashes]) == sorted(trace.hashes)
+    again, other = (halves(trace, share=0.4, seed=seed)[0].hashes for seed in (0, 1))
+    assert again is not None
+    assert list(again) == list(tuning.hashes)
+    assert other is not None
+    assert list(other) != list(tuning.hashes)
+
+
+@pytest.mark.parametrize("name", ["entropy", "patience", "learned_stopping", "per_exit"])
+def test_disagreement_reads_no_labels(example: MakeTrace, name: str) -> None:
+    """The same point with labels, and with wrong ones; without them the score is agreement."""
+    trace = example(units=300)
+    wrong = replace(trace, labels=(trace.labels_known() + 1) % 3)
+    first, second, third = (
+        certify(one, make(name), max_risk=0.3) for one in (trace, wrong, replace(trace, labels=None))
+    )
+    assert first.knobs == second.knobs == third.knobs
+    assert first.settings == second.settings == third.settings
+    assert third.promise is not None
+    assert third.measured["metric"] == "agreement"
+    assert third.measured["score"] == pytest.approx(1 - third.promise["seen"])
+
+
+def test_what_is_fixed_is_not_tuned(example: MakeTrace) -> None:
+    trace = example(units=400)
+    assert certify(trace, make("edr", lam=3.0), max_risk=0.3, fixed=["lam"]).settings["lam"] == 3.0
+
+
+def test_other_metrics_have_an_interval_and_no_guarantee(example: MakeTrace) -> None:
+    point = choose_measured(example(units=400), make("entropy"), max_drop=20, metric="matthews")
+    low, high = point.measured["drop_interval"]
+    assert point.measured["guarantee"] == "none"
+    assert point.measured["metric"] == "matthews"
+    assert low <= point.measured["full_depth_score"] - point.measured["score"] <= high
+    faster = choose_measured(example(units=400), make("entropy"), max_drop=40, metric="matthews")
+    assert faster.measured["layer_speedup"] >= point.measured["layer_speedup"]
+
+
+@pytest.mark.parametrize("target", [1.3, 2.0, 4.0])
+def test_a_speed_is_reached_where_it_was_asked_for(example: MakeTrace, target: float) -> None:
+    trace = example(units=400)
+    point = choose_measured(trace, make("entropy"), speedup=target)
+    tuning, _ = halves(trace, share=0.4, seed=0)
+    assert 4 / trace.layers[replay(tuning, make("entropy"), point.knobs).exits].mean() >= target - 1e-9
+
+
+def test_200_texts_say_what_they_could_prove(example: MakeTrace) -> None:
+    with pytest.raises(KnobError) as said:
+        certify(example(units=333), make("entropy"), max_risk=0.01)
+    assert "with 200 texts the smallest provable risk at 95 % is 1.5 %: 1.0 % takes 299 texts" in str(said.value)
+    assert "about 498 in all" in str(said.value)
+
+
+def test_nothing_faster_than_full_depth(example: MakeTrace) -> None:
+    trace = example(units=400)
+    noise = np.random.default_rng(0).normal(size=trace.logits.shape).astype(np.float32)
+    with pytest.raises(KnobError, match=r"nothing faster than full depth can be promised at 95 % on 240 texts"):
+        certify(replace(trace, logits=noise), make("patience"), max_risk=0.02)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"max_risk": 0.0}, KnobError, "above 0"),
+        ({"max_risk": 2.0}, KnobError, "up to 1"),
+        ({"max_risk": 0.1, "confidence": 1.0}, KnobError, "between 0 and 1"),
+        ({"max_risk": 0.1, "risk": "errors"}, KnobError, "no risk is called 'errors': there are disagreement, error"),
+        ({"max_risk": 0.1, "tuning_share": 1.0}, KnobError, "share of rows that tune"),
+        ({"max_risk": 0.1, "risk": lambda a, f, y: a[:, 0] * 0 + 2}, DataError, "not from 0 to 1"),
+        ({"max_risk": 0.1, "risk": lambda a, f, y: a}, DataError, "one loss for each"),
+    ],
+)
+def test_what_cannot_be_promised(
+    example: MakeTrace, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        certify(example(units=200), make("entropy"), **options)
+
+
+def test_too_few_texts_and_missing_labels(example: MakeTrace) -> None:
+    with pytest.raises(DataError, match=f"39 texts are too few.*give {FEWEST}"):
+        certify(example(units=39), make("entropy"), max_risk=0.5)
+    with pytest.raises(DataError, match="risk 'error' needs labels"):
+        certify(replace(example(units=200), labels=None), make("entropy"), max_risk=0.2, risk="error")
+    with pytest.raises(UnsupportedError, match="regression: give a loss of your own"):
+        certify(example("regression", units=200), make("patience_delta"), max_risk=0.2)
+    with pytest.raises(KnobError, match="exactly one of"):
+        choose_measured(example(units=200), make("entropy"))
+
+
+def test_regression_with_a_loss_of_ones_own(example: MakeTrace) -> None:
+    def far(answers: Any, full: Any, labels: Any) -> Any:
+        return np.abs(answers[:, 0] - full[:, 0]) > 1.0
+
+    point = certify(example("regression", units=400), make("patience_delta"), max_risk=0.4, risk=far)
+    assert point.promise is not None
+    assert "binomial" in point.promise["method"]  # bools say that nothing lies between 0 and 1
+
+
+def test_several_labels_a_text(example: MakeTrace) -> None:
+    trace = example("multi_label_classification", units=400)
+    point = certify(trace, make("entropy", problem_type="multi_label_classification"), max_risk=0.5)
+    assert point.promise is not None
+    assert point.promise["seen"] > 0

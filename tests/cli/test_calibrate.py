@@ -1,0 +1,201 @@
+"""``offramp calibrate``, and what the other commands make of its points."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("mapie")
+pytest.importorskip("scipy")
+
+from offramp.calibration.points import read_points
+from offramp.criteria import make
+from offramp.traces.replay import replay
+from offramp.traces.store import load_trace, save_trace
+
+Cli = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of 300 rows that no training saw."""
+    words = {"good": ("gem", "lovely", "bright", "warm"), "bad": ("dull", "broken", "cold", "flat")}
+    draw = random.Random(5)
+    path = tmp_path_factory.mktemp("fresh") / "rows.jsonl"
+    with path.open("w") as file:
+        for number in range(300):
+            label = ("good", "bad")[number % 2]
+            text = " ".join(
+                [*draw.choices(words[label], k=2), *draw.choices(("film", "town", "music", "story", "the"), k=9)]
+            )
+            file.write(json.dumps({"text": text, "label": label}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def recorded(trained: Path, fresh: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a trace of those rows, ``rows``. Shared: copied by ``run``."""
+    from offramp.cli.recording import record_data
+
+    folder = Path(shutil.copytree(trained, tmp_path_factory.mktemp("recorded") / "run"))
+    save_trace(record_data(folder, str(fresh))[0], folder / "traces" / "rows")
+    return folder
+
+
+@pytest.fixture
+def run(recorded: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(recorded, tmp_path / "run"))
+
+
+def calibrate(cli: Cli, run: Path, *more: object) -> Any:
+    return cli("calibrate", run, "--trace", run / "traces" / "rows", *more)
+
+
+def test_a_promise_from_data(cli: Cli, recorded: Path, tmp_path: Path, fresh: Path) -> None:
+    run = Path(shutil.copytree(recorded, tmp_path / "run"))
+    words = ("--max-risk", 0.05, "--confidence", 0.9)
+    done = cli("calibrate", run, "--data", fresh, *words)
+    assert (done.status, done.err) == (0, "")
+    first, *rest = done.out.splitlines()
+    assert first.startswith("Of 180 texts ")
+    assert first.endswith("With 90 % confidence at most 5.0 % of answers differ from the full model's.")
+    assert "Tuned on 120 texts, promised on 180 others" in rest[1]
+    [default, point] = read_points(run)
+    assert default.name == "default"
+    assert point.name == "edr-disagreement-0.05-at-0.9"
+    assert (point.runtime, point.dtype, point.batch_size) == ("torch", "float32", 32)
+    trace_name = f"{fresh.parent.name}-rows"
+    assert point.chosen_on == trace_name
+    # From the trace that was kept, the same point; asked for again, it is replaced.
+    again = cli("calibrate", run, "--trace", run / "traces" / trace_name, *words, "--json")
+    assert again.json["summary"] == first
+    assert again.json["point"]["knobs"] == point.knobs
+    assert [p.name for p in read_points(run)] == ["default", point.name]
+    assert "at most 5.0 % of answers differ" in (run / "README.md").read_text()
+
+
+def test_points_are_picked_by_what_they_promise(cli: Cli, run: Path, fresh: Path) -> None:
+    for wish in (("--max-risk", 0.2), ("--max-risk", 0.05), ("--max-risk", 0.05, "--expected"), ("--speedup", 1.5)):
+        assert calibrate(cli, run, *wish).status == 0, wish
+    points = {point.name: point for point in read_points(run)}
+    point = points["edr-disagreement-0.05-at-0.95"]
+    trace = load_trace(run / "traces" / "rows")
+    texts = [json.loads(line)["text"] for line in fresh.read_text().splitlines()][:40]
+    lines = cli("predict", run, "--max-risk", 0.05, *texts)
+    assert "say which with risk=" in lines.error  # also of the expected risk
+    (run / "operating_points.json").write_text(
+        json.dumps({"format": 1, "points": [p.to_json() for p in points.values() if "expected" not in p.name]})
+    )
+    kept = [p for p in points.values() if p.promise and not p.promise["expected"] and p.promise["risk"] <= 0.05]
+    fastest = max(kept, key=lambda p: p.measured["layer_speedup"])
+    lines = cli("predict", run, "--max-risk", 0.05, *texts).lines
+    exits = replay(trace, make(fastest.criterion, **fastest.settings), fastest.knobs).exits[:40]
+    assert [line["exit_layer"] for line in lines] == (exits + 1).tolist()
+    result = cli("evaluate", run, "--data", fresh, "--max-risk", 0.05, "--rounds", 0, "--json").json
+    assert result["promise"]["risk"] == fastest.promise["risk"]  # type: ignore[index]
+    assert result["summary"].startswith("Of 300 texts ")
+    assert point.promise is not None
+    assert point.promise["n_promise"] == 180
+    out = cli("evaluate", run, "--data", fresh, "--speedup", 1.5, "--rounds", 0).out
+    assert "operating point 'edr-speedup-1.5'" in out
+    assert "With 95 % confidence at most" in out
+    assert "Nothing is promised." in cli("evaluate", run, "--data", fresh, "--rounds", 0).out
+
+
+def test_other_risks_and_wishes(cli: Cli, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_loss.py").write_text(
+        "def half(answers, full, labels):\n    return (answers[:, 0] - full[:, 0]) ** 2 * 0\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    done = calibrate(cli, run, "--max-risk", 0.05, "--risk", "own_loss:half", "--criterion", "entropy", "--json").json
+    assert done["point"]["promise"]["of"] == "own_loss:half"
+    assert "Hoeffding-Bentkus" in done["point"]["promise"]["method"]
+    assert "the mean loss own_loss:half is at most 5.0 %" in done["summary"]
+    done = calibrate(cli, run, "--max-risk", 0.05, "--risk", "error", "--name", "mine", "--default", "--json").json
+    assert done["point"]["name"] == "mine"
+    assert read_points(run)[0].name == "mine"
+    done = calibrate(cli, run, "--max-drop", 5, "--metric", "f1")
+    assert "no guarantee" in done.out
+    done = calibrate(cli, run, "--max-risk", 0.2, "--set", "lam=3", "--json").json
+    assert done["point"]["settings"]["lam"] == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "give exactly one of --max-risk, --speedup and --max-drop"),
+        (("--max-risk", 0.1, "--speedup", 2), "give exactly one of"),
+        (("--max-risk", 0), "a risk is promised above 0 and up to 1"),
+        (("--max-risk", 1.5), "a risk is promised above 0 and up to 1"),
+        (("--max-risk", 0.1, "--confidence", 1), "a confidence lies between 0 and 1"),
+        (("--speedup", 2, "--confidence", 0), "a confidence lies between 0 and 1"),
+        (("--speedup", 2, "--expected"), "give --max-risk with it"),
+        (("--speedup", 30), "reaches a layer speed-up of 3.00 at most"),
+        (("--max-risk", 0.001), "with 180 texts the smallest provable risk at 95 % is 1.7 %: 0.1 % takes 2,995 texts"),
+        (("--max-risk", 0.1, "--risk", "nothing:here"), "--risk nothing:here cannot be imported"),
+        (("--max-risk", 0.1, "--risk", "errors"), "no risk is called 'errors'"),
+        (("--max-risk", 0.1, "--criterion", "cap"), "needs null_space"),
+        (("--max-risk", 0.1, "--runtime", "onnx"), "was recorded on runtime torch, not onnx"),
+        (("--max-risk", 0.1, "--dtype", "bfloat16"), "was recorded on dtype float32, not bfloat16"),
+        (("--max-risk", 0.1, "--data", "x.jsonl"), "give --data to record and calibrate on, or --trace"),
+    ],
+)
+def test_bad_wishes(cli: Cli, run: Path, words: tuple[object, ...], message: str) -> None:
+    before = (run / "operating_points.json").read_bytes()
+    assert message in calibrate(cli, run, *words).error
+    assert (run / "operating_points.json").read_bytes() == before
+
+
+def test_bad_traces(cli: Cli, run: Path) -> None:
+    path = run / "traces" / "rows"
+    trace = load_trace(path)
+    words = ("calibrate", run, "--trace", run / "traces" / "bad", "--max-risk", 0.2)
+    hashes = np.asarray(trace.hashes).copy()
+    from offramp.run import Run
+
+    hashes[:4] = Run.open(run).training_hashes[:4]
+    for changes, message in (
+        ({"model": "abc"}, "recorded from other weights"),
+        ({"model": None}, "does not say which weights"),
+        ({"id2label": {0: "x", 1: "y", 2: "z"}}, "single_label_classification with x, y, z, and"),
+        ({"hashes": hashes}, "4 of 300 rows were trained on, more than 1 %"),
+    ):
+        save_trace(replace(trace, **changes), run / "traces" / "bad")  # type: ignore[arg-type]
+        assert message in cli(*words).error
+    assert cli(*words, "--force").status == 0
+    save_trace(replace(trace.select(np.arange(39))), run / "traces" / "bad")
+    assert "39 texts are too few" in cli(*words).error
+    save_trace(replace(trace, labels=None), run / "traces" / "bad")
+    assert "risk 'error' needs labels" in cli(*words, "--risk", "error").error
+    assert cli(*words).status == 0
+    assert "and there are no labels" in cli(*words[:4], "--max-drop", 1).error
+
+
+def test_bad_data(cli: Cli, run: Path, toy_data: Callable[..., str], tmp_path: Path) -> None:
+    train = Path(toy_data()) / "train.jsonl"
+    words = ("calibrate", run, "--max-risk", 0.2, "--data")
+    assert "of 96 rows were trained on, more than 1 %" in cli(*words, train).error
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a gem", "label": "ugly"}\n' * 50)
+    assert "label 'ugly' is not one of those known" in cli(*words, rows).error
+    rows.write_text('{"text": "a gem of a town"}\n' * 50)
+    assert "no label column with a usual name" in cli(*words, rows, "--risk", "error").error
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_what_was_never_calibrated_is_refused(cli: Cli, run: Path, fresh: Path, command: str) -> None:
+    more: tuple[object, ...] = ("a gem",) if command == "predict" else ("--data", fresh)
+    said = cli(command, run, *more, "--max-risk", 0.01).error
+    assert said == (
+        f"no operating point of {run} has a promise: `offramp calibrate {run} --data DATA --max-risk 0.01` makes one"
+    )
+    assert calibrate(cli, run, "--max-risk", 0.05).status == 0
+    assert "the smallest risk that was promised is 5.0 %" in cli(command, run, *more, "--max-risk", 0.01).error
