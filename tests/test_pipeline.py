@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +19,17 @@ from offramp.errors import DataError, KnobError, RunError
 from offramp.pipeline import Classifier
 from offramp.traces.replay import scores as scores_of
 
+LONG = "gem " * 100
 KINDS = ("single_label_classification", "multi_label_classification", "regression")
 
 
 @pytest.fixture(scope="module")
-def classifiers(
-    trained: Path, make_plan: Callable[..., Any], toy_data: Callable[..., str], tmp_path_factory: Any
-) -> Callable[[str], Classifier]:
+def classifiers(trained: Path, joint_run: Callable[[str], Path]) -> Callable[[str], Classifier]:
     """Problem type -> a tiny trained model: DE3-BERT, or joint where DE3-BERT does not serve."""
-    from offramp.training.train import train
 
-    made: dict[str, Classifier] = {}
-
+    @cache
     def get(kind: str) -> Classifier:
-        if kind not in made:
-            folder = trained
-            if kind != KINDS[0]:
-                plan = make_plan(tmp_path_factory.mktemp(kind) / "run", data=toy_data(kind), recipe="joint")
-                folder = train(plan).folder
-            made[kind] = offramp.load(folder)
-        return made[kind]
+        return offramp.load(trained if kind == KINDS[0] else joint_run(kind))
 
     return get
 
@@ -80,19 +72,42 @@ def test_pairs(classifier: Classifier) -> None:
     assert len({round(prediction.score or 0, 4) for prediction in (first, second, other)}) == 3
 
 
+def some_of(texts: list[str]) -> list[str]:
+    """More than are read at once, and an empty and a long one."""
+    return [*texts[:30], "", LONG]
+
+
+@pytest.fixture(scope="module")
+def slowly(
+    classifiers: Callable[[str], Classifier], texts: Callable[[str], list[str]]
+) -> Callable[[str], list[tuple[Any, list[Any]]]]:
+    """Problem type -> settings, and what the slow one says with each of them of the texts, nothing and a long one."""
+
+    @cache
+    def get(kind: str) -> list[tuple[Any, list[Any]]]:
+        classifier = classifiers(kind)
+        encoded = classifier.tokenizer.encode(some_of(texts(kind)))
+        settings = (classifier.setting(), *_settings(classifier, kind, encoded))
+        return [(one, list(reference(classifier.runtime, one.criterion, encoded, one.knobs))) for one in settings]
+
+    return get
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
 def test_the_engine_says_what_the_slow_one_says(
-    classifiers: Callable[[str], Classifier], texts: Callable[[str], list[str]], kind: str, batch_size: int
+    classifiers: Callable[[str], Classifier],
+    texts: Callable[[str], list[str]],
+    slowly: Callable[[str], list[tuple[Any, list[Any]]]],
+    kind: str,
+    batch_size: int,
 ) -> None:
     loaded = classifiers(kind)
     classifier = Classifier(loaded.run, loaded.runtime, batch_size=batch_size)
     rule = {"single_label_classification": "edr", "regression": "patience_delta"}.get(kind, "entropy")
     assert classifier.default_point.criterion == rule
-    some = [*texts(kind), "", "gem " * 100]
-    encoded = classifier.tokenizer.encode(some)
-    for setting in (classifier.setting(), *_settings(classifier, kind, encoded)):
-        slow = reference(classifier.runtime, setting.criterion, encoded, setting.knobs)
+    some = some_of(texts(kind))
+    for setting, slow in slowly(kind):
         fast = list(classifier.stream(some, setting, chunk=7))
         assert [one.exit_layer for one in fast] == [one.exit_layer for one in slow]
         for given, expected in zip(fast, (classifier.read(one) for one in slow), strict=True):
@@ -271,3 +286,104 @@ def test_runs_that_say_less(trained: Path, tmp_path: Path) -> None:
 def test_what_is_no_text_at_all(trained: Path, texts: Any) -> None:
     with pytest.raises(DataError, match="give a text or a list of texts, not"):
         offramp.load(trained)(texts)
+
+
+PROMISE = {"of": "disagreement", "confidence": 0.95, "expected": False}
+
+
+@pytest.fixture
+def calibrated(trained: Path, tmp_path: Path) -> Callable[..., Classifier]:
+    """``calibrated(points)``: the trained run with these operating points after its default."""
+    from offramp.calibration.points import OperatingPoint, read_points, write_points
+
+    def get(**points: dict[str, Any]) -> Classifier:
+        run = Path(shutil.copytree(trained, tmp_path / "run"))
+        made = [OperatingPoint(name=name, criterion="entropy", runtime="torch", dtype="float32", **given)
+                for name, given in points.items()]  # fmt: skip
+        write_points(run, [*read_points(run), *made])
+        return offramp.load(run)
+
+    return get
+
+
+def test_the_fastest_point_that_promises_enough(calibrated: Callable[..., Classifier]) -> None:
+    classifier = calibrated(
+        slow={"knobs": {"threshold": 0.1}, "measured": {"layer_speedup": 1.1}, "promise": {"risk": 0.01, **PROMISE}},
+        quick={"knobs": {"threshold": 0.5}, "measured": {"layer_speedup": 1.9}, "promise": {"risk": 0.02, **PROMISE}},
+        rash={"knobs": {"threshold": 0.9}, "measured": {"layer_speedup": 2.9}, "promise": {"risk": 0.2, **PROMISE}},
+        unsure={"knobs": {"threshold": 1.0}, "measured": {"layer_speedup": 3.0}},
+    )
+    for max_risk, threshold in ((0.01, 0.1), (0.02, 0.5), (0.05, 0.5), (0.2, 0.9), (1.0, 0.9)):
+        setting = classifier.setting(max_risk=max_risk)
+        assert setting.knobs == {"threshold": threshold}
+        assert setting.criterion == make("entropy")
+        assert setting.promise is not None
+        assert setting.promise["risk"] <= max_risk
+    assert classifier(["a gem"], max_risk=0.02) == classifier(["a gem"], max_risk=0.03)
+    assert classifier.setting().promise is None
+    with pytest.raises(KnobError, match=r"smallest risk that was promised is 1\.0 %: `offramp calibrate .* 0\.005`"):
+        classifier("a gem", max_risk=0.005)
+    with pytest.raises(KnobError, match=r"has a promise about error: `offramp calibrate .* --risk error`"):
+        classifier("a gem", max_risk=0.05, risk="error")
+    for wrong in (0.0, -1.0, 1.5, float("nan")):
+        with pytest.raises(KnobError, match="max_risk must be above 0"):
+            classifier("a gem", max_risk=wrong)
+    with pytest.raises(KnobError, match="max_risk and max_layers contradict"):
+        classifier("a gem", max_risk=0.05, max_layers=2)
+    with pytest.raises(KnobError, match="speedup and max_risk contradict"):
+        classifier("a gem", max_risk=0.05, speedup=2.0)
+
+
+def test_promises_about_several_risks(calibrated: Callable[..., Classifier]) -> None:
+    classifier = calibrated(
+        one={"knobs": {"threshold": 0.1}, "promise": {"risk": 0.01, **PROMISE}},
+        two={"knobs": {"threshold": 0.5}, "promise": {"risk": 0.01, **PROMISE, "of": "error"}},
+        three={"knobs": {"threshold": 0.6}, "promise": {"risk": 0.01, **PROMISE, "expected": True}},
+    )
+    with pytest.raises(KnobError, match="promises about disagreement and error and expected disagreement: say which"):
+        classifier("a gem", max_risk=0.01)
+    for risk, threshold in (("disagreement", 0.1), ("error", 0.5), ("expected disagreement", 0.6)):
+        assert classifier.setting(max_risk=0.01, risk=risk).knobs == {"threshold": threshold}
+
+
+def test_nothing_was_promised(classifier: Classifier) -> None:
+    with pytest.raises(KnobError, match=r"no operating point of .* has a promise: `offramp calibrate"):
+        classifier("a gem", max_risk=0.01)
+
+
+def test_a_point_calibrated_for_a_speed_is_taken_for_it(calibrated: Callable[..., Classifier]) -> None:
+    classifier = calibrated(
+        fast={"knobs": {"threshold": 0.7}, "asked": {"speedup": 1.5}, "promise": {"risk": 0.03, **PROMISE}}
+    )
+    setting = classifier.setting(speedup=1.5)
+    assert (setting.knobs, setting.promise) == ({"threshold": 0.7}, {"risk": 0.03, **PROMISE})
+    assert classifier.setting(speedup=1.4).promise is None  # by the trace of dev
+    assert classifier.setting(speedup=1.5, max_layers=2).promise is None
+
+
+@pytest.mark.parametrize(
+    ("made_on", "message"),
+    [
+        ({"runtime": "onnx"}, "chosen on runtime onnx and runs on runtime torch"),
+        ({"dtype": "bfloat16"}, "chosen on dtype bfloat16 and runs on dtype float32"),
+        ({"runtime": "onnx", "promise": {"risk": 0.1, **PROMISE}}, "what was promised there is not promised here"),
+        ({"dtype": ""}, None),  # points of older runs do not say
+        ({}, None),
+    ],
+)
+def test_thresholds_of_another_runtime_are_told_once(
+    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, made_on: dict[str, Any], message: str | None
+) -> None:
+    from dataclasses import replace
+
+    from offramp.calibration.points import read_points, write_points
+
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    write_points(run, [replace(point, **made_on) for point in read_points(run)])
+    with caplog.at_level(logging.WARNING):
+        classifier = offramp.load(run)
+        classifier("a gem", full_depth=True)
+        assert not caplog.records
+        classifier("a gem")
+        classifier("a gem", threshold=0.2)
+    assert [message in record.getMessage() for record in caplog.records] == ([] if message is None else [True])

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import cast, overload
+from typing import Any, cast, overload
 
 from offramp.calibration.points import OperatingPoint, read_points
+from offramp.calibration.promise import percent, promise_kind
 from offramp.calibration.sweep import choose
 from offramp.criteria import Criterion, make
 from offramp.engine.engine import Engine
@@ -21,6 +22,7 @@ from offramp.run import Run
 from offramp.runtimes import Runtime, open_runtime
 from offramp.tasks import Task, make_task
 from offramp.traces.store import load_trace
+from offramp.traces.trace import Trace
 from offramp.types import Prediction
 
 __all__ = ["Classifier", "Setting", "load"]
@@ -36,6 +38,8 @@ class Setting:
     knobs: Mapping[str, float]
     origin: str
     """Where they come from, in words."""
+    promise: Mapping[str, Any] | None = None
+    """Of the operating point, where it is used as it is."""
 
 
 def load(
@@ -43,26 +47,32 @@ def load(
     *,
     runtime: str | None = None,
     device: str | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     batch_size: int = 32,
+    threads: int | None = None,
 ) -> Classifier:
     """Load a run folder.
 
     Args:
         folder: what ``offramp train`` wrote.
-        runtime: ``torch``; None: the fastest that is there.
+        runtime: ``torch``, ``onnx``; None: the fastest that the folder holds (``offramp export``) and that is
+            installed.
         device: ``cpu``, ``cuda``, ...; None: a GPU where there is one.
-        dtype: ``float32``, or ``bfloat16`` and ``float16``, in which neighbours in a batch can change an answer.
+        dtype: ``float32``, ``int8`` where that was exported, or with torch ``bfloat16`` and ``float16``, in which
+            neighbours in a batch can change an answer. None: int8 where it was exported, else float32.
         batch_size: most texts computed together. In float32 it changes no answer.
+        threads: of exported graphs; None: one for every core.
 
     Raises:
-        RunError: the folder is no run, is damaged, or was written by a newer offramp.
+        RunError: the folder is no run, is damaged, or was written by a newer offramp; or its export is or was.
         MissingExtraError: the runtime is not installed.
+        KnobError: no such runtime or dtype, or more threads than cores.
     """
     if batch_size < 1:
         raise KnobError(f"batch_size must be 1 or more, not {batch_size}")
     run = Run.open(folder)
-    return Classifier(run, open_runtime(run.folder, runtime, device=device, dtype=dtype), batch_size=batch_size)
+    opened = open_runtime(run.folder, runtime, device=device, dtype=dtype, threads=threads)
+    return Classifier(run, opened, batch_size=batch_size)
 
 
 class Classifier:
@@ -85,16 +95,19 @@ class Classifier:
         self.task: Task = make_task(run.problem_type, run.id2label)
         self.points: list[OperatingPoint] = read_points(run.folder)
         self.columns = _columns(run)
+        self._warned: set[str] = set()
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a string, or a tuple, is one text: never a series of texts
         self, texts: str | tuple[str, str], *, threshold: float | None = ..., speedup: float | None = ...,
         max_layers: int | None = ..., full_depth: bool = ..., knobs: Mapping[str, float] | None = ...,
+        max_risk: float | None = ..., risk: str | None = ...,
     ) -> Prediction: ...  # fmt: skip
     @overload
     def __call__(
         self, texts: Iterable[Text], *, threshold: float | None = ..., speedup: float | None = ...,
         max_layers: int | None = ..., full_depth: bool = ..., knobs: Mapping[str, float] | None = ...,
+        max_risk: float | None = ..., risk: str | None = ...,
     ) -> list[Prediction]: ...  # fmt: skip
     def __call__(
         self,
@@ -105,16 +118,22 @@ class Classifier:
         max_layers: int | None = None,
         full_depth: bool = False,
         knobs: Mapping[str, float] | None = None,
+        max_risk: float | None = None,
+        risk: str | None = None,
     ) -> Prediction | list[Prediction]:
         """Classify texts. Without options, at the default operating point.
 
         Args:
             texts: one text, or a list of texts. A pair of texts, where the model reads pairs, is a tuple.
             threshold: the criterion's threshold.
-            speedup: layer speed-up to reach, by the trace that training recorded on dev.
+            speedup: layer speed-up to reach: the operating point that ``offramp calibrate --speedup`` made for it, or
+                else knobs by the trace that training recorded on dev.
             max_layers: leave after so many layers at the latest.
             full_depth: no early exit.
             knobs: any knobs of the criterion, by name.
+            max_risk: the fastest operating point of those that ``offramp calibrate`` made with a promise of at most
+                so much.
+            risk: which risk that is about (``disagreement``, ``error``, ...), where there are promises of several.
 
         Returns:
             A prediction, or a list of them in the order of the texts.
@@ -124,8 +143,9 @@ class Classifier:
             KnobError: options that contradict each other or the criterion.
         """
         setting = self.setting(
-            threshold=threshold, speedup=speedup, max_layers=max_layers, full_depth=full_depth, knobs=knobs
-        )
+            threshold=threshold, speedup=speedup, max_layers=max_layers, full_depth=full_depth, knobs=knobs,
+            max_risk=max_risk, risk=risk,
+        )  # fmt: skip
         if not isinstance(texts, Iterable):
             raise DataError(f"give a text or a list of texts, not {type(texts).__name__}")
         if isinstance(texts, str | tuple):
@@ -141,6 +161,8 @@ class Classifier:
         max_layers: int | None = None,
         full_depth: bool = False,
         knobs: Mapping[str, float] | None = None,
+        max_risk: float | None = None,
+        risk: str | None = None,
     ) -> Setting:
         """What options mean for this model: see ``__call__``."""
         wishes = {
@@ -148,22 +170,28 @@ class Classifier:
             "speedup": speedup is not None,
             "full_depth": full_depth,
             "knobs": knobs is not None,
+            "max_risk": max_risk is not None,
         }
         chosen = [name for name, given in wishes.items() if given]
-        if full_depth and max_layers is not None:
-            chosen.append("max_layers")
+        if (full_depth or max_risk is not None) and max_layers is not None:
+            chosen.append("max_layers")  # leaving sooner than the point does is not what was promised
         if len(chosen) > 1:
             raise KnobError(f"{' and '.join(chosen)} contradict each other: give one")
         cap = {} if max_layers is None else {"max_layers": float(max_layers)}
         if full_depth:
             return Setting(make("depth", problem_type=self.run.problem_type), cap, "full depth")
+        if max_risk is not None:
+            return self._as_it_is(self._promised(max_risk, risk))
+        if speedup is not None and max_layers is None and (made := self._made_for(speedup)) is not None:
+            return self._as_it_is(made)
         point = self.default_point
+        self._check_origin(point)
         criterion = make(point.criterion, **point.settings)
         if speedup is not None:
             trace_path = self.run.folder / "traces" / "dev.safetensors"
             if not trace_path.is_file():
                 raise KnobError(f"no speed-up can be promised: {self.run.folder} has no trace; run `offramp record`")
-            point = choose(load_trace(trace_path), criterion, speedup=speedup)
+            point = choose(self._as_served(load_trace(trace_path)), criterion, speedup=speedup)
             return Setting(criterion, {**point.knobs, **cap}, f"layer speed-up of {speedup:g} on dev")
         given = dict(knobs or {}) if threshold is None else {"threshold": threshold}
         unknown = sorted(given.keys() - criterion.knobs.keys())
@@ -174,8 +202,71 @@ class Classifier:
             )
         for name, value in given.items():
             criterion.knobs[name].check(name, value)
+        if not given and not cap:
+            return self._as_it_is(point)
         origin = "as given" if given else f"operating point {point.name!r}"
         return Setting(criterion, {**point.knobs, **given, **cap}, origin)
+
+    def _as_served(self, trace: Trace) -> Trace:
+        """A trace at the exits that the runtime has: an export may leave some out."""
+        layers = [stage.layers for stage in self.runtime.info.stages]
+        exits = [index for index, layer in enumerate(trace.layers.tolist()) if layer in layers]
+        return trace if len(exits) == trace.num_exits else trace.at_exits(exits)
+
+    def _as_it_is(self, point: OperatingPoint) -> Setting:
+        self._check_origin(point)
+        criterion = make(point.criterion, **point.settings)
+        return Setting(criterion, dict(point.knobs), f"operating point {point.name!r}", point.promise)
+
+    def _promised(self, max_risk: float, risk: str | None) -> OperatingPoint:
+        """The fastest operating point whose promise is at most ``max_risk``.
+
+        Raises:
+            KnobError: a risk that cannot be, that nothing was calibrated for, or that leaves open what it is about.
+        """
+        if not 0 < max_risk <= 1:
+            raise KnobError(f"max_risk must be above 0 and up to 1 (0.01 is one text in a hundred), not {max_risk!r}")
+        kinds = {point.name: promise_kind(point.promise) for point in self.points if point.promise is not None}
+        about = sorted(set(kinds.values()) if risk is None else {risk} & set(kinds.values()))
+        option = (
+            ""
+            if risk in (None, "disagreement")
+            else f" --risk {risk}".replace("--risk expected ", "--expected --risk ")
+        )
+        command = f"`offramp calibrate {self.run.folder} --data DATA --max-risk {max_risk:g}{option}` makes one"
+        if len(about) > 1:
+            raise KnobError(f"there are promises about {' and '.join(about)}: say which with risk={about[0]!r}")
+        promised = [point for point in self.points if kinds.get(point.name) in about]
+        kept = [point for point in promised if point.promise is not None and point.promise["risk"] <= max_risk + 1e-12]
+        if not promised:
+            raise KnobError(f"no operating point of {self.run.folder} has a promise{_about(risk)}: {command}")
+        if not kept:
+            least = min(point.promise["risk"] for point in promised if point.promise is not None)
+            raise KnobError(f"the smallest risk that was promised{_about(risk)} is {percent(least)}: {command}")
+        return max(kept, key=lambda point: float(point.measured.get("layer_speedup", 1.0)))
+
+    def _made_for(self, speedup: float) -> OperatingPoint | None:
+        """The operating point that was calibrated for just this layer speed-up; the one of the default's rule first."""
+        made = [point for point in self.points if point.asked.get("speedup") == speedup]
+        return next((point for point in made if point.criterion == self.points[0].criterion), made[0] if made else None)
+
+    def _check_origin(self, point: OperatingPoint) -> None:
+        """Warn, once, where thresholds were chosen on other numbers than this runtime gives."""
+        info = self.runtime.info
+        there = {"runtime": point.runtime, "dtype": point.dtype}
+        here = {"runtime": info.name, "dtype": info.dtype}
+        if not info.batch_invariant:  # else neighbours change nothing
+            there["batch size"], here["batch size"] = str(point.batch_size), str(self.batch_size)
+        other = [name for name in there if there[name] not in ("", "unknown", here[name])]
+        if not other or point.name in self._warned:
+            return
+        self._warned.add(point.name)
+        lost = "" if point.promise is None else ", and what was promised there is not promised here"
+        logger.warning(
+            "operating point %r was chosen on %s and runs on %s: its thresholds may let other texts leave%s; "
+            "`offramp calibrate` makes one for here",
+            point.name, _listed(there, other), _listed(here, other), lost,
+        )  # fmt: skip
 
     @property
     def default_point(self) -> OperatingPoint:
@@ -243,6 +334,14 @@ class Classifier:
         """What people read."""
         label, score = self.task.read(finished.answer)
         return Prediction(label, score, finished.exit_layer, finished.layers_executed, truncated)
+
+
+def _about(risk: str | None) -> str:
+    return "" if risk is None else f" about {risk}"
+
+
+def _listed(values: Mapping[str, str], names: Sequence[str]) -> str:
+    return ", ".join(f"{name} {values[name]}" for name in names)
 
 
 def _kind(text: object) -> str:

@@ -107,24 +107,6 @@ def pair_run(tiny_encoder: str, pair_data: Path, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(scope="session")
-def joint_run(
-    make_plan: Callable[..., Any], toy_data: Callable[..., str], tmp_path_factory: Any
-) -> Callable[..., Path]:
-    """Problem type -> a run of the recipe that serves all. Shared: do not change it."""
-    from offramp.training.train import train
-
-    made: dict[str, Path] = {}
-
-    def make(kind: str) -> Path:
-        if kind not in made:
-            plan = make_plan(tmp_path_factory.mktemp(kind) / "run", data=toy_data(kind), recipe="joint")
-            made[kind] = train(plan).folder
-        return made[kind]
-
-    return make
-
-
-@pytest.fixture(scope="session")
 def number_run(joint_run: Callable[..., Path]) -> Path:
     """A regression run, which leaves by patience. Shared: do not change it."""
     return joint_run("regression")

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from offramp.engine.engine import Engine
 
 Cli = Callable[..., Any]
 Rows = list[dict[str, Any]]
@@ -124,7 +127,8 @@ def test_speedup_is_reached_on_dev(cli: Cli, trained: Path, texts_file: Path) ->
         (["--knob", "patience"], "--knob takes name=number"),
         (["--speedup", "9"], "reaches a layer speed-up of 3.00 at most"),
         (["--speedup", "0.5"], "a layer speed-up is 1 or more"),
-        (["--dtype", "int8"], "dtype must be one of"),
+        (["--dtype", "float64"], "dtype must be one of"),
+        (["--dtype", "int8"], "has no int8 export: run `offramp export"),
         (["--runtime", "onxn"], "no runtime is called 'onxn'"),
     ],
 )
@@ -181,8 +185,7 @@ def test_single_texts_and_pairs_asked_for_by_name(
     assert "the model was trained on text, a single text" in cli("predict", trained, "--input", pairs).error
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 32])
-@pytest.mark.parametrize("chunk", [4, 1024])
+@pytest.mark.parametrize(("batch_size", "chunk"), [(1, 4), (32, 4), (2, 1024)])
 @pytest.mark.parametrize(
     ("last", "message"),
     [
@@ -215,16 +218,21 @@ def test_lines_before_a_bad_one_are_answered(
     assert len(done.lines) == 11
 
 
-def test_answers_come_before_the_error(trained: Path) -> None:
-    words = [sys.executable, "-c", "from offramp.cli import main; main()", "predict", trained]
-    rows = '{"text": "a gem"}\n{"text": 3}\n'
-    done = subprocess.run(
-        words, input=rows, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-    )  # fmt: skip
-    first, second = done.stdout.splitlines()
+def test_answers_come_before_the_error(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where both go to one file: what is printed waits there in a buffer, what is said of errors does not."""
+    from offramp.cli import main
+
+    both = tmp_path / "both.txt"
+    monkeypatch.setattr(sys, "stdin", io.StringIO('{"text": "a gem"}\n{"text": 3}\n'))
+    with both.open("a") as out, both.open("a", buffering=1) as err, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", out)
+        patch.setattr(sys, "stderr", err)
+        with pytest.raises(SystemExit) as left:
+            main(["predict", str(trained)])
+    assert left.value.code == 2
+    first, second = both.read_text().splitlines()
     assert json.loads(first)["label"]
     assert second == "offramp: error: standard input, line 2: 'text' is a number, not a string"
-    assert done.returncode == 2
 
 
 def test_a_text_longer_than_the_model_reads(cli: Cli, trained: Path, tmp_path: Path) -> None:
@@ -272,14 +280,43 @@ def test_who_types_is_answered_line_by_line(
     assert seen == [0, 1, 1, 1]
 
 
-def test_a_reader_who_has_had_enough(trained: Path, tmp_path: Path) -> None:
+def test_a_reader_who_has_had_enough(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As for ``| head -1``: no text more is computed than is on its way, and nothing is said."""
+    from offramp.cli import main
+
+    read, write = os.pipe()
     path = tmp_path / "many.txt"
     path.write_text("a gem\n" * 3000)
-    words = [sys.executable, "-c", "from offramp.cli import main; main()", "predict", trained, "--input", path]
+    computed: list[int] = []
+    step = Engine.step
+
+    def watched(self: Engine) -> Any:
+        finished = step(self)
+        computed.append(len(finished))
+        if len(computed) == 1:
+            os.close(read)
+        return finished
+
+    monkeypatch.setattr("offramp.cli.predict.CHUNK", 8)
+    monkeypatch.setattr(Engine, "step", watched)
+    # A buffer of a line, so that the pipe is written to before all is done.
+    with os.fdopen(write, "w", buffering=1) as pipe, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", pipe)
+        with pytest.raises(SystemExit) as left:
+            main(["predict", str(trained), "--input", str(path)])
+    assert left.value.code == 141
+    assert sum(computed) < 100
+    assert capfd.readouterr().err == ""
+
+
+def test_a_reader_who_never_began() -> None:
+    """Not at the interpreter's end either."""
+    words = [sys.executable, "-c", "from offramp.cli import main; main()", "--help"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        assert json.loads(process.stdout.readline())["label"]
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 141

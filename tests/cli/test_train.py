@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from offramp.training.lock import only_training
+
 Cli = Callable[..., Any]
 
 QUICK = ["--max_steps", "2", "--bf16", "false", "--pooling", "mean"]
@@ -98,6 +100,32 @@ def test_no_space_left_while_saving(
     assert done.err.splitlines()[-1] == f"offramp: error: {out}/README.md: No space left on device"
     assert hashes(out) == before
     assert os.listdir(out.parent) == ["run"]  # nothing to go on from, so nothing is left
+
+
+def test_a_loss_that_is_no_number(cli: Cli, tiny_encoder: str, few: Path, tmp_path: Path) -> None:
+    out = tmp_path / "runs" / "run"
+    words = ("train", "--model", tiny_encoder, "--data", few, "--out", out, *QUICK, "--max_steps", 6)
+    done = cli(*words, "--learning_rate", "1e30")
+    assert done.status == 2
+    last = done.err.splitlines()[-1]
+    assert last.startswith("offramp: error: the ")
+    assert "loss is nan" in last
+    assert last.endswith("go on with --resume and a lower --learning_rate")
+    assert os.listdir(out.parent) == ["run.training"]
+
+
+def test_another_training_writes_to_the_same_folder(cli: Cli, tiny_encoder: str, few: Path, tmp_path: Path) -> None:
+    out, work = tmp_path / "run", tmp_path / "run.training"
+    work.mkdir()
+    (work / "plan.json").write_text("{}")  # of the other
+    with only_training(work):
+        done = cli("train", "--model", tiny_encoder, "--data", few, "--out", out, *QUICK)
+    assert (done.status, done.out) == (2, "")
+    assert done.err == (
+        f"offramp: error: another training writes to {work}: wait until it has ended, or give another --out\n"
+    )
+    assert sorted(os.listdir(tmp_path)) == ["few.tsv", "run.training"]
+    assert os.listdir(work) == ["plan.json"]
 
 
 @contextmanager

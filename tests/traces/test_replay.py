@@ -66,7 +66,7 @@ def slow(trace: Trace, criterion: Criterion, knobs: dict[str, np.ndarray]) -> tu
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_equals_one_unit_at_a_time(name: str, kind: ProblemType, data: st.DataObject) -> None:
     trace = data.draw(traces(kind))
     criterion = make(name, problem_type=kind)
@@ -84,7 +84,7 @@ def test_equals_one_unit_at_a_time(name: str, kind: ProblemType, data: st.DataOb
 
 @pytest.mark.parametrize(("name", "kind"), [c for c in CASES if issubclass(available()[c[0]], Scored)])
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_scored_at_many_thresholds_equals_replay(name: str, kind: ProblemType, data: st.DataObject) -> None:
     trace = data.draw(traces(kind))
     criterion = make(name, problem_type=kind)

@@ -17,7 +17,9 @@ from offramp.errors import OfframpError
 
 __all__ = ["app", "main"]
 
-COMMANDS = ("demo", "train", "record", "compare", "evaluate", "predict", "inspect", "recipes")
+COMMANDS = (
+    "demo", "train", "attach", "record", "compare", "calibrate", "export", "evaluate", "predict", "inspect", "recipes",
+)  # fmt: skip
 """The subcommands, each a file here, in the order of a first visit."""
 
 # What typer raises where the command line itself is wrong. Older typer takes it from click, newer carries it inside.

@@ -20,9 +20,9 @@ from tqdm import tqdm
 from offramp.errors import KnobError
 
 __all__ = [
-    "BatchSize", "Columns", "Device", "Dtype", "FullDepth", "Json", "KnobValues", "LabelColumn", "MaxLayers",
-    "RunFolder", "RuntimeName", "Speedup", "Threshold", "console", "parse_knobs", "parse_settings", "print_json",
-    "progress", "quiet_transformers", "show", "split_columns",
+    "BatchSize", "Columns", "Device", "Dtype", "FullDepth", "Json", "KnobValues", "LabelColumn", "MaxLayers", "MaxRisk",
+    "RunFolder", "RuntimeName", "Speedup", "Threads", "Threshold", "console", "parse_knobs", "parse_settings",
+    "print_json", "progress", "quiet_transformers", "show", "split_columns",
 ]  # fmt: skip
 
 RunFolder = Annotated[Path, typer.Argument(help="Run folder that `offramp train` wrote.", metavar="RUN")]
@@ -30,9 +30,17 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 Device = Annotated[
     str | None, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1; by default a GPU where there is one.")
 ]
-Dtype = Annotated[str, typer.Option(metavar="NAME", help="float32, bfloat16 or float16.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="float32, int8 (exported), bfloat16 or float16; by default the fastest there is."
+    ),
+]
+Threads = Annotated[
+    int | None, typer.Option(metavar="N", help="Threads of exported graphs; by default one for every core.", min=1)
+]
 RuntimeName = Annotated[
-    str | None, typer.Option("--runtime", metavar="NAME", help="torch; by default the fastest that is there.")
+    str | None, typer.Option("--runtime", metavar="NAME", help="torch or onnx; by default the fastest that is there.")
 ]
 BatchSize = Annotated[
     int, typer.Option(metavar="N", help="Most texts computed together; changes no answer in float32.", min=1)
@@ -41,7 +49,12 @@ Threshold = Annotated[
     float | None, typer.Option(metavar="X", help="The criterion's threshold, instead of the default point's.")
 ]
 Speedup = Annotated[
-    float | None, typer.Option(metavar="X", help="Layer speed-up to reach, by the trace recorded on dev.")
+    float | None,
+    typer.Option(metavar="X", help="Layer speed-up to reach: the point calibrated for it, or by the trace of dev."),
+]
+MaxRisk = Annotated[
+    float | None,
+    typer.Option(metavar="X", help="Risk promised at most, such as 0.01: the fastest calibrated point that keeps it."),
 ]
 FullDepth = Annotated[bool, typer.Option("--full-depth", help="No early exit.")]
 MaxLayers = Annotated[

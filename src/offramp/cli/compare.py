@@ -70,7 +70,7 @@ def compare(
     label_column: LabelColumn = None,
     batch_size: BatchSize = 32,
     device: Device = None,
-    dtype: Dtype = "float32",
+    dtype: Dtype = None,
     runtime: RuntimeName = None,
     suite: Annotated[
         Path | None,

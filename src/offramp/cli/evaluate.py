@@ -18,9 +18,11 @@ from offramp.cli.common import (
     KnobValues,
     LabelColumn,
     MaxLayers,
+    MaxRisk,
     RunFolder,
     RuntimeName,
     Speedup,
+    Threads,
     Threshold,
     console,
     parse_knobs,
@@ -37,6 +39,7 @@ def evaluate(
     data: Annotated[str, typer.Option(metavar="DATA", help="Labelled file, folder (its dev part) or hub name.")],
     threshold: Threshold = None,
     speedup: Speedup = None,
+    max_risk: MaxRisk = None,
     knob: KnobValues = None,
     max_layers: MaxLayers = None,
     full_depth: FullDepth = False,
@@ -47,23 +50,26 @@ def evaluate(
     label_column: LabelColumn = None,
     batch_size: BatchSize = 32,
     device: Device = None,
-    dtype: Dtype = "float32",
+    dtype: Dtype = None,
     runtime: RuntimeName = None,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Measure an operating point: scores, layer speed-up, and wall-clock speed-up against full depth."""
     from offramp.bench.evaluate import evaluate as measure
+    from offramp.calibration.promise import summary_sentence
     from offramp.cli.recording import warn_of_trained
     from offramp.pipeline import load
     from offramp.runtimes import check_installed
     from offramp.training.data import load_examples
 
-    check_installed(runtime)
-    quiet_transformers()
-    classifier = load(run, runtime=runtime, device=device, dtype=dtype, batch_size=batch_size)
+    if check_installed(runtime, run, device=device, dtype=dtype) == "torch":
+        quiet_transformers()
+    classifier = load(run, runtime=runtime, device=device, dtype=dtype, batch_size=batch_size, threads=threads)
     setting = classifier.setting(
-        threshold=threshold, speedup=speedup, max_layers=max_layers, full_depth=full_depth, knobs=parse_knobs(knob)
-    )
+        threshold=threshold, speedup=speedup, max_layers=max_layers, full_depth=full_depth, knobs=parse_knobs(knob),
+        max_risk=max_risk,
+    )  # fmt: skip
     examples = load_examples(
         data, classifier.task, text_columns=split_columns(text_columns), label_column=label_column,
         prefer=classifier.columns,
@@ -71,6 +77,9 @@ def evaluate(
     assert examples.labels is not None  # load_examples needs labels unless told otherwise
     warn_of_trained(classifier.run, examples.texts)
     result = measure(classifier, examples.texts, examples.labels, setting, rounds=rounds)
+    leaving = {int(layer): round(share * result["n"]) for layer, share in result["exits"].items()}
+    result["promise"] = None if setting.promise is None else dict(setting.promise)
+    result["summary"] = summary_sentence(leaving, classifier.runtime.info.num_layers, setting.promise)
     if as_json:
         print_json(result)
     else:
@@ -97,5 +106,6 @@ def _print(result: dict[str, Any]) -> None:
     console().print(
         f"\n{result['n']} texts, batches of {result['batch_size']}, {result['runtime']}.\n"
         f"Left after layer {leaving}.\n"
-        f"Leaving by {how}."
+        f"Leaving by {how}.\n"
+        f"{result['summary']}"
     )

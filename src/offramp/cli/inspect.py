@@ -54,7 +54,8 @@ def inspect(
     from offramp.pipeline import load
     from offramp.runtimes import check_installed
 
-    check_installed(runtime)
+    runtime = runtime or "torch"  # every exit: an export may have fewer
+    check_installed(runtime, run)
     quiet_transformers()
     classifier = load(run, runtime=runtime, device=device)
     _check_number(classifier.columns, 1 if second is None else 2)

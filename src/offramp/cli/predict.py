@@ -19,9 +19,11 @@ from offramp.cli.common import (
     FullDepth,
     KnobValues,
     MaxLayers,
+    MaxRisk,
     RunFolder,
     RuntimeName,
     Speedup,
+    Threads,
     Threshold,
     parse_knobs,
     quiet_transformers,
@@ -54,13 +56,15 @@ def predict(
     text_columns: Columns = None,
     threshold: Threshold = None,
     speedup: Speedup = None,
+    max_risk: MaxRisk = None,
     knob: KnobValues = None,
     max_layers: MaxLayers = None,
     full_depth: FullDepth = False,
     batch_size: BatchSize = 32,
     device: Device = None,
-    dtype: Dtype = "float32",
+    dtype: Dtype = None,
     runtime: RuntimeName = None,
+    threads: Threads = None,
 ) -> None:
     """Classify texts, in their order: one JSON object a line with label, score, exit_layer and layers_executed.
 
@@ -71,12 +75,13 @@ def predict(
 
     if texts and input is not None:
         raise KnobError("give texts or --input, not both")
-    check_installed(runtime)
-    quiet_transformers()
-    classifier = load(run, runtime=runtime, device=device, dtype=dtype, batch_size=batch_size)
+    if check_installed(runtime, run, device=device, dtype=dtype) == "torch":
+        quiet_transformers()
+    classifier = load(run, runtime=runtime, device=device, dtype=dtype, batch_size=batch_size, threads=threads)
     setting = classifier.setting(
-        threshold=threshold, speedup=speedup, max_layers=max_layers, full_depth=full_depth, knobs=parse_knobs(knob)
-    )
+        threshold=threshold, speedup=speedup, max_layers=max_layers, full_depth=full_depth, knobs=parse_knobs(knob),
+        max_risk=max_risk,
+    )  # fmt: skip
     typed = not texts and input is None and sys.stdin.isatty()
     if typed:
         print("A text a line; Ctrl-D ends.", file=sys.stderr)

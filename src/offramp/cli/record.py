@@ -35,7 +35,7 @@ def record(
     label_column: LabelColumn = None,
     batch_size: BatchSize = 32,
     device: Device = None,
-    dtype: Dtype = "float32",
+    dtype: Dtype = None,
     runtime: RuntimeName = None,
     as_json: Json = False,
 ) -> None:

@@ -8,15 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from offramp.cli.common import progress, quiet_transformers
+from offramp.errors import DataError
 from offramp.inputs.tokens import Text
-from offramp.run import Run
+from offramp.run import Run, weights_hash
 from offramp.traces.trace import Trace
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["record_data", "trace_name", "warn_of_trained"]
+MOST_TRAINED = 0.01
+"""Share of rows that may have been trained on where a promise is made: short texts repeat themselves."""
+
+__all__ = ["MOST_TRAINED", "check_unseen", "record_data", "trace_name", "warn_of_trained"]
 
 
 def trace_name(data: str) -> str:
@@ -42,6 +47,22 @@ def warn_of_trained(run: Run, texts: Sequence[Text]) -> None:
         logger.warning("%d of %d rows were trained on: what is measured on them is too kind", known, len(texts))
 
 
+def check_unseen(run: Run, hashes: npt.NDArray[np.uint64]) -> None:
+    """Refuse rows that the model was trained on, where they are more than ``MOST_TRAINED``; fewer are only told.
+
+    Raises:
+        DataError: too many.
+    """
+    known = int(np.isin(hashes, run.training_hashes).sum())
+    if known > MOST_TRAINED * len(hashes):
+        raise DataError(
+            f"{known} of {len(hashes)} rows were trained on, more than {100 * MOST_TRAINED:g} %: what a model does on "
+            "rows it knows promises nothing for others; give rows it has not seen, or --force"
+        )
+    if known:
+        logger.warning("%d of %d rows were trained on: too few to matter much", known, len(hashes))
+
+
 def record_data(
     run: Path,
     data: str,
@@ -51,24 +72,32 @@ def record_data(
     need_labels: bool = False,
     batch_size: int = 32,
     device: str | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     runtime: str | None = None,
+    unseen: bool = False,
 ) -> tuple[Trace, list[Text]]:
-    """One full pass over a data set; the trace, and the texts in its order."""
+    """One full pass over a data set, through torch unless told otherwise; the trace, and the texts in its order.
+
+    ``unseen``: complain of rows that were trained on (``check_unseen``) instead of warning, before the pass.
+    """
     from offramp.engine.record import record
     from offramp.pipeline import load
     from offramp.runtimes import check_installed
     from offramp.training.data import load_examples, row_hashes
-    from offramp.training.finish import weights_hash
 
-    check_installed(runtime)
+    if runtime is None and dtype != "int8":
+        runtime = "torch"  # an export may have fewer exits
+    check_installed(runtime, run, dtype=dtype)
     quiet_transformers()
     classifier = load(run, runtime=runtime, device=device, dtype=dtype, batch_size=batch_size)
     examples = load_examples(
         data, classifier.task, text_columns=text_columns, label_column=label_column, prefer=classifier.columns,
         need_labels=need_labels,
     )  # fmt: skip
-    warn_of_trained(classifier.run, examples.texts)
+    if unseen:
+        check_unseen(classifier.run, row_hashes(examples.texts))
+    else:
+        warn_of_trained(classifier.run, examples.texts)
     encoded = classifier.encode(examples.texts)
     with progress(len(encoded), "recording") as advance:
         trace = record(

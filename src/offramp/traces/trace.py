@@ -6,7 +6,7 @@ traces, with no model and no GPU. A trace holds no texts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -138,6 +138,17 @@ class Trace:
             offsets=offsets,
             hashes=None if self.hashes is None else self.hashes[items],
             seconds=None,  # were measured for all items
+        )
+
+    def at_exits(self, exits: Sequence[int]) -> Trace:
+        """The trace of a model that had only some of the exits: their indices, rising, the last one among them."""
+        kept = list(exits)
+        return replace(
+            self,
+            logits=self.logits[kept],
+            layers=self.layers[kept],
+            extras={name: values[kept] for name, values in self.extras.items()},
+            seconds=None if self.seconds is None else self.seconds[kept],
         )
 
     def __repr__(self) -> str:

@@ -1,0 +1,133 @@
+"""``offramp export``: a run as graphs that serve it faster, and without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from offramp.cli import app
+from offramp.cli.common import (
+    Columns,
+    Json,
+    RunFolder,
+    Threads,
+    console,
+    print_json,
+    quiet_transformers,
+    show,
+    split_columns,
+)  # fmt: skip
+from offramp.errors import KnobError, require
+from offramp.inputs.tokens import Text
+
+MOST_TEXTS = 256
+"""Of --data, that an export is checked on."""
+
+
+@app.command(short_help="Make graphs for a faster runtime, one a stage, and check them.")
+def export(
+    run: RunFolder,
+    runtime: Annotated[str, typer.Option(metavar="NAME", help="onnx.")] = "onnx",
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Products of eight-bit numbers: faster, and answers move a little.")
+    ] = False,
+    int8_kind: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="How int8 is made: rows (the default), static (faster, measures ranges on --data), weights, dynamic "
+            "(neighbours change answers).",
+        ),
+    ] = None,
+    exits: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B|all",
+            help="Layers after which exits stay; by default those worth their cost at the default operating point.",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Texts to check with, labels or not; by default sentences of offramp's own."),
+    ] = None,
+    text_columns: Columns = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Write RUN/onnx/float32 or RUN/onnx/int8: one graph a stage, with its exit inside, checked against torch.
+
+    Where float32 graphs do not say what torch says, nothing is written. How often int8 says the same is printed and
+    kept in manifest.json. `offramp.load` takes the fastest variant that is there.
+    """
+    if runtime != "onnx":
+        raise KnobError(f"nothing can be exported for {runtime!r}: there is onnx")
+    for module, extra in (("torch", "train"), ("transformers", "train"), ("onnx", "export"), ("onnxruntime", "onnx")):
+        require(module, extra=extra)
+    from offramp.runtimes.export.onnx import export_onnx
+
+    quiet_transformers()
+    kind: Any = int8_kind or ("rows" if int8 else None)
+    texts = None if data is None else _texts(run, data, split_columns(text_columns))
+    made = export_onnx(run, int8=kind, exits=_exits(exits), texts=texts, threads=threads)
+    folder = run / made.runtime / made.dtype
+    if as_json:
+        said = {"folder": str(folder), "stages": [stage.layers for stage in made.stages]}
+        settings = {name: getattr(made, name) for name in ("left_out", "quantisation", "batch_invariant")}
+        print_json(said | settings | dict(made.check))
+        return
+    _print(made, str(folder))
+
+
+def _exits(given: str | None) -> Any:
+    """``"2,4"`` to layers."""
+    if given in (None, "all"):
+        return given or "useful"
+    try:
+        return [int(layer) for layer in str(given).split(",")]
+    except ValueError:
+        raise KnobError(f"--exits takes layers such as 2,4, or all, not {given!r}") from None
+
+
+def _texts(run: Any, data: str, columns: Sequence[str] | None) -> list[Text]:
+    """Texts of a data set, spread over it."""
+    from offramp.pipeline import load
+    from offramp.training.data import load_examples
+
+    classifier = load(run, runtime="torch", device="cpu")
+    examples = load_examples(
+        data, classifier.task, text_columns=columns, prefer=classifier.columns, need_labels=False
+    )  # fmt: skip
+    every = max(1, -(-len(examples.texts) // MOST_TEXTS))
+    return list(examples.texts[::every])
+
+
+def _print(made: Any, folder: str) -> None:
+    check = made.check
+    labels = check.get("labels")
+    table = Table(box=None)
+    headings = ["layers", "float32 against torch"] + ([] if labels is None else ["labels as torch says"])
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for place, (stage, error) in enumerate(zip(made.stages, check["float32_errors"], strict=True)):
+        row = [f"{stage.first_layer + 1}-{stage.last_layer}", f"{error:.1e}"]
+        table.add_row(*row, *([] if labels is None else [f"{100 * labels[place]:.1f} %"]))
+    show(table)
+    where = "given texts" if check["texts_given"] else "sentences of offramp's own"
+    lines = [f"Checked on {check['texts']} {where}."]
+    if made.left_out:
+        lines.append(f"Exits after layer {', '.join(map(str, made.left_out))} left out: hardly anybody leaves there.")
+    if "exits" in check:
+        lines.append(f"At the default operating point {100 * check['exits']:.1f} % leave where they do in torch.")
+    if made.quantisation is not None:
+        lines.append(f"Int8 by {made.quantisation}; a logit differs from torch by {check['largest_difference']:.2g}.")
+    if not made.batch_invariant:
+        alone = check["batch_1"]
+        same = ", ".join(f"{100 * share:.1f} %" for share in alone.get("labels", ()))
+        lines.append(
+            f"Neighbours in a batch change answers: alone and in batches of 32 labels agree for {same or 'not all'}; "
+            "calibrate at the batch size that is served."
+        )
+    console().print("\n".join(["", *lines, f"Wrote {folder}"]))

@@ -1,0 +1,175 @@
+"""What stands beside exported graphs: which layers each holds, what goes in and comes out, and what was measured.
+
+A run folder holds its exports side by side, each whole: ``RUN/onnx/float32``, ``RUN/onnx/int8``, each with a
+``manifest.json``. Reading one needs numpy and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from offramp.errors import RunError
+from offramp.runtimes.base import RuntimeInfo
+from offramp.types import ProblemType, Stage
+
+__all__ = ["FILE", "FORMAT", "Graph", "Manifest", "read_bytes", "read_manifest"]
+
+FORMAT = 1
+"""Of manifest.json; a reader refuses what is newer than itself."""
+
+FILE = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """One file that a runtime loads."""
+
+    file: str
+    inputs: tuple[str, ...]
+    """``tokens``, ``token_types``, ``hidden``, ``lengths``, ``memory.NAME``."""
+    outputs: tuple[str, ...]
+    """``hidden``, ``logits``, ``extras.NAME``, ``memory.NAME``."""
+    sha256: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageEntry:
+    """One stage: its layers, and the graphs that run it."""
+
+    first_layer: int
+    last_layer: int
+    layers: int
+    """Layers executed in all when a text leaves here."""
+    starts_from: str
+    layers_graph: Graph
+    """Layers, and, where the exit reads no memory, the exit too."""
+    exit_graph: Graph | None = None
+    """The exit alone, where it reads what exits before it remembered."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """One exported variant of a run."""
+
+    runtime: str
+    dtype: str
+    """``float32`` or ``int8``."""
+    weights: str
+    """SHA-256 of the weights it was made of (``run.weights_hash``)."""
+    stages: tuple[StageEntry, ...]
+    problem_type: ProblemType
+    num_outputs: int
+    batch_invariant: bool
+    quantisation: str | None = None
+    """How activations and weights became int8; None: they did not."""
+    extras: Mapping[str, int] = field(default_factory=dict)
+    """Every early exit's extras -> their width (0: one number a text). Scores of criteria are among them."""
+    remembers: bool = False
+    full_layers: int | None = None
+    left_out: tuple[int, ...] = ()
+    """Layers after which the model has an exit that this export leaves out."""
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
+    """max_length, pad_token, token_types: what its inputs are made with."""
+    family: str = ""
+    opset: int = 0
+    fused: bool = False
+    """Attention is one operator of the runtime."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    check: Mapping[str, Any] = field(default_factory=dict)
+    """What the export measured of itself, against torch."""
+
+    @property
+    def info(self) -> RuntimeInfo:
+        """As a runtime declares it."""
+        last = len(self.stages) - 1
+        return RuntimeInfo(
+            name=self.runtime,
+            stages=tuple(
+                Stage(
+                    index=index,
+                    first_layer=stage.first_layer,
+                    last_layer=stage.last_layer,
+                    layers=stage.layers,
+                    is_last=index == last,
+                    starts_from="inputs" if stage.starts_from == "inputs" else "hidden",
+                )
+                for index, stage in enumerate(self.stages)
+            ),
+            problem_type=self.problem_type,
+            num_outputs=self.num_outputs,
+            dtype=self.dtype,
+            batch_invariant=self.batch_invariant,
+            extras=dict(self.extras),
+            remembers=self.remembers,
+            full_layers=self.full_layers,
+        )
+
+    def to_json(self) -> str:
+        """As it stands in a folder."""
+        return json.dumps({"format": FORMAT} | asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of an exported variant.
+
+    Raises:
+        RunError: there is none, it is damaged, or a newer offramp wrote it.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise RunError(f"{folder} is no export: it has no {FILE}; `offramp export` makes one")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        number = value["format"]
+        if isinstance(number, int) and number > FORMAT:
+            raise RunError(
+                f"{path} has export format {number} and this offramp reads up to {FORMAT}: "
+                "upgrade with pip install -U offramp"
+            )
+        return _manifest(value)
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{path} is damaged ({error!r}): run `offramp export` again") from None
+
+
+def _manifest(value: dict[str, Any]) -> Manifest:
+    known = {name: value[name] for name in (each.name for each in fields(Manifest)) if name in value}
+    known["stages"] = tuple(_stage(stage) for stage in value["stages"])
+    if not known["stages"]:
+        raise ValueError("it has no stages")
+    known["left_out"] = tuple(known.get("left_out", ()))
+    return Manifest(**known)
+
+
+def _stage(value: dict[str, Any]) -> StageEntry:
+    exit_graph = value.get("exit_graph")
+    graphs = {
+        "layers_graph": _graph(value["layers_graph"]),
+        "exit_graph": None if exit_graph is None else _graph(exit_graph),
+    }
+    return StageEntry(**(value | graphs))
+
+
+def _graph(value: dict[str, Any]) -> Graph:
+    return Graph(**(value | {"inputs": tuple(value["inputs"]), "outputs": tuple(value["outputs"])}))
+
+
+def read_bytes(folder: Path, graph: Graph) -> bytes:
+    """A graph's file, which must be the one that was exported.
+
+    Raises:
+        RunError: it is absent, or not that file: cut short, damaged, or of another export.
+    """
+    path = folder / graph.file
+    if not path.is_file():
+        raise RunError(f"{folder} is damaged: it has no {graph.file}; run `offramp export` again")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != graph.sha256:
+        raise RunError(
+            f"{path} is not the file that was exported (cut short, or damaged on the way): run `offramp export` again"
+        )
+    return data
