@@ -323,16 +323,16 @@ def _begins(plan: Any) -> None:
     """Training that is killed right after its plan was written."""
     from offramp.training import train as module
 
-    before = module._tokenizer
+    before = module.make_tokenizer
 
     def dies(*_: Any) -> Any:
         raise Killed
 
-    module._tokenizer = dies
+    module.make_tokenizer = dies
     try:
         module.train(plan)
     finally:
-        module._tokenizer = before
+        module.make_tokenizer = before
 
 
 def test_data_that_comes_later_is_picked_up(suite: Suite, places: Places, trained: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from offramp.bench.suite_page import as_markdown, replace_block
 from offramp.bench.suite_plots import figures, plot_tier
 from offramp.bench.suite_results import Results
 from offramp.bench.suite_tables import compute
-from offramp.calibration.compare import compare
+from offramp.calibration.compare import compare, usual_rules
 from offramp.criteria import make
 from offramp.errors import OfframpError, RunError
 from offramp.traces.trace import Trace
@@ -126,7 +126,8 @@ def row(numbers: dict[str, Any], name: str, task: str = "toy") -> dict[str, Any]
 
 def test_chosen_rules_score_as_compare_does() -> None:
     trace = toy_trace([1, 2, 3, 4], 0, distances=True)
-    whole = compare(trace, targets=(1.5, 2.0), splits=4, resamples=50, metric="f1")
+    usual = {name: rule for name, rule in usual_rules(trace).items() if name in ("entropy", "edr (lam 1)", "static")}
+    whole = compare(trace, rules=usual, targets=(1.5, 2.0), splits=4, resamples=50, metric="f1")
     some = compare(
         trace, rules={"entropy": [make("entropy")], "depth": [make("depth")], "mine": [make("edr", lam=1.0)]},
         targets=(1.5, 2.0), splits=4, resamples=50, metric="f1",
@@ -160,9 +161,10 @@ def test_every_row_is_there(numbers: dict[str, Any]) -> None:
 
 def test_means_and_spread_over_seeds(numbers: dict[str, Any], kept: Results) -> None:
     found = []
+    rules = {name: [make(name)] for name in ("entropy", "energy")}
     for seed in (0, 1):
         trace = kept.trace("toy", SUITE.key(Cell("toy", "energy", seed)))
-        table = compare(trace, targets=(2.0,), splits=4, resamples=50, metric="f1")
+        table = compare(trace, rules=rules, targets=(2.0,), splits=4, resamples=50, metric="f1")
         found.append(next(one["cells"][0] for one in table["rows"] if one["name"] == "energy"))
     cell = row(numbers, "energy")["cells"][1]
     assert cell["score"]["mean"] == pytest.approx(np.mean([one["score"] for one in found]))

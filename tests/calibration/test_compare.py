@@ -139,17 +139,18 @@ def test_counts_column_by_column_are_those_of_all_features(
 def test_progress(example: MakeTrace) -> None:
     calls: list[tuple[int, int]] = []
     trace = example()
-    result = compare(trace, splits=2, resamples=5, progress=lambda done, total: calls.append((done, total)))
-    count = len(result["rows"])
-    assert calls == [(done, count) for done in range(count + 1)]
-    assert result == compare(trace, splits=2, resamples=5)
+    rules = {name: [make(name)] for name in CHOOSERS[:3]}
+    once = {"rules": rules, "splits": 2, "resamples": 5}
+    result = compare(trace, **once, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert result == compare(trace, **once)
 
     def enough(done: int, total: int) -> None:
         if done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        compare(trace, splits=2, resamples=5, progress=enough)
+        compare(trace, **once, progress=enough)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -182,7 +183,8 @@ def test_form_of_the_result(example: MakeTrace, kind: str) -> None:
 
 
 def test_the_baseline_does_not_differ_from_itself(example: MakeTrace) -> None:
-    for cell in row_of(compare(example(), splits=3, resamples=20), "entropy")["cells"]:
+    rules = {name: [make(name)] for name in ("confidence", "entropy")}
+    for cell in row_of(compare(example(), rules=rules, splits=3, resamples=20), "entropy")["cells"]:
         assert cell["against_baseline"] == {"mean": 0, "interval": [0, 0]}
 
 
@@ -207,7 +209,9 @@ def test_areas(example: MakeTrace) -> None:
 
 
 def test_not_reached(example: MakeTrace) -> None:
-    result = compare(example(), targets=(1.1, 3.0), splits=3, resamples=20)
+    trace = example()
+    rules = {name: rule for name, rule in usual_rules(trace).items() if name in CHOOSERS}
+    result = compare(trace, rules=rules, targets=(1.1, 3.0), splits=3, resamples=20)
     assert row_of(result, "patience")["cells"][1] is None, "patience needs two of four exits"
     assert row_of(result, "static")["cells"][1] is not None
     assert result["histogram"]["shares"]["patience"] is not None
@@ -297,7 +301,8 @@ def test_texts_of_many_units_stay_whole(example: MakeTrace) -> None:
         extras={name: np.repeat(v, 3, axis=1) for name, v in one.extras.items()},
         labels=np.repeat(one.labels_known(), 3),
     )
-    texts, tokens = (compare(t, splits=4, resamples=50) for t in (one, many))
+    rules = {name: rule for name, rule in usual_rules(one).items() if name in (*CHOOSERS, "edr")}
+    texts, tokens = (compare(t, rules=rules, splits=4, resamples=50) for t in (one, many))
     for a, b in zip(texts["rows"], tokens["rows"], strict=True):
         for x, y in zip(a["cells"], b["cells"], strict=True):
             assert (x is None) == (y is None)
@@ -308,7 +313,7 @@ def test_texts_of_many_units_stay_whole(example: MakeTrace) -> None:
 
 def test_examples(example: MakeTrace) -> None:
     trace = example()
-    examples = compare(trace, splits=3, resamples=10)["examples"]
+    examples = compare(trace, rules={"entropy": [make("entropy")]}, splits=3, resamples=10)["examples"]
     easiest, hardest = examples["easiest"], examples["hardest"]
     assert {one["index"] for one in easiest}.isdisjoint(one["index"] for one in hardest)
     assert max(one["layer"] for one in easiest) <= min(one["layer"] for one in hardest)

@@ -264,7 +264,7 @@ def test_the_engine_equals_the_replay(
 ) -> None:
     criterion = recipe.criterion(trace.problem_type)
     chosen = range(0, len(texts), every)
-    for values in spread(outcomes, 3):
+    for values in spread(outcomes, 2):
         knobs = dict(zip(criterion.knobs, values, strict=True))
         engine = Engine(runtime, criterion, pad_token=0, max_rows=max_rows)
         engine.add([Unit(i, texts[i]) for i in chosen], knobs)

