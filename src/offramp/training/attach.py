@@ -1,0 +1,317 @@
+"""Exits for a classifier that somebody has trained already: ``offramp attach``.
+
+The model is frozen: it goes through the data once, what its exits would read is kept on disk, and heads and prototypes
+learn from that. At full depth the result answers as the model did, bit for bit. Without labels the heads learn from the
+model's own answers (as in FastBERT, Liu et al., ACL 2020), so texts from a log are enough.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel, set_seed
+from transformers.utils import cached_file
+
+from offramp.errors import KnobError, RunError, UnsupportedError, require
+from offramp.inputs.tokens import Tokenizer
+from offramp.model.exits import ExitSettings
+from offramp.model.modeling import add_exits, load_finetuned, load_plain, parameters_of
+from offramp.recipes import Phase, Recipe, load_recipe, part
+from offramp.run import Run, check_replaceable
+from offramp.tasks import Task, make_task
+from offramp.training.arguments import ExitTrainingArguments
+from offramp.training.data import Examples, TrainingData, load_known
+from offramp.training.lock import only_training
+from offramp.training.rows import Rows
+from offramp.training.train import (
+    Plan,
+    Ready,
+    check_phases,
+    fit,
+    kept_rows,
+    limited,
+    make_tokenizer,
+    phase_arguments,
+    places,
+    prepare,
+)
+from offramp.types import ProblemType
+
+__all__ = ["RECIPES", "AttachPlan", "attach"]
+
+logger = logging.getLogger(__name__)
+
+RECIPES = ("de3bert", "deebert", "fastbert", "shallow_deep", "joint", "pabee")
+"""Recipes whose exits can learn from a frozen encoder; the last two are for numbers, which the others do not serve."""
+
+DEFAULT_RECIPES: Mapping[ProblemType, str] = {
+    "single_label_classification": "de3bert",
+    "multi_label_classification": "deebert",
+    "regression": "joint",
+}
+
+FROZEN: Mapping[str, Any] = {
+    "bf16": False,
+    "num_train_epochs": 20.0,
+    "head_learning_rate": 5e-3,
+}
+"""Training arguments of heads on kept features, where they differ from training's.
+
+Of 1e-3, 3e-3 and 1e-2 for 5 to 60 epochs, linear heads agreed with the full model best at 3e-3 to 1e-2 after 20, on
+sst2 (6 layers, 4,000 texts) and on reactions (12 layers, 50 classes, 2,250 texts); 60 gained nothing. The layers run in
+float32, as the model will be served: in bfloat16 exits would learn from slightly other vectors.
+"""
+
+TOKENS: Mapping[str, Any] = {"head_learning_rate": 5e-4, "feature_dtype": "float16"}
+"""Where heads read tokens: at 2e-3 they stayed at the commonest answer, and every token's vector takes room."""
+
+FINETUNE: Mapping[str, Any] = {"num_train_epochs": 3.0, "learning_rate": 2e-5, "head_learning_rate": 2e-4}
+"""Of the joint training after it: the encoder is fine-tuned already."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttachPlan(Plan):
+    """What to attach exits to, on what, and where to put it."""
+
+    recipe: str = ""
+    """Empty: ``DEFAULT_RECIPES``."""
+    use_labels: bool = True
+    """Learn from the labels of the data, where every row has one; else from the model's own answers."""
+    finetune: bool = False
+    """Go on to train everything together."""
+
+
+def attach(plan: AttachPlan) -> Run:
+    """Give a fine-tuned classifier exits, choose a default operating point on dev, and write the run folder.
+
+    Raises:
+        OfframpError: bad data, settings or folders, or a model that is no fine-tuned encoder; see ``offramp.errors``.
+    """
+    started = time.monotonic()
+    check_replaceable(plan.out)
+    if plan.last_exit != "model":
+        raise KnobError("attach leaves the model's own head as it is: the last exit is the model's")
+    if plan.recipe:
+        _check_recipe(plan.recipe)
+    source = _load(plan.model)
+    config = source.model.config
+    data = load_known(
+        plan.data,
+        {int(number): str(name) for number, name in config.id2label.items()},
+        problem_type=plan.problem_type or config.problem_type,
+        dev=plan.dev,
+        text_columns=plan.text_columns,
+        label_column=plan.label_column,
+        use_labels=plan.use_labels,
+        seed=int(plan.arguments.get("seed", 42)),
+    )
+    config.problem_type = data.problem_type
+    plan = replace(plan, recipe=plan.recipe or DEFAULT_RECIPES[data.problem_type])
+    recipe = _phases(load_recipe(plan.recipe).changed(plan.settings), plan, labelled=data.train.labels is not None)
+    recipe.criterion(data.problem_type)
+    work = plan.out.with_name(plan.out.name + ".training")
+    arguments = phase_arguments(plan, work, recipe, recipe.training[0])
+    main = arguments.process_index == 0
+    with only_training(work) if main else nullcontext():
+        data = limited(data, plan.max_train_samples, arguments.seed)
+        return fit(_ready(plan, recipe, data, source, arguments, work, started))
+
+
+def _check_recipe(name: str) -> None:
+    load_recipe(name)  # names the nearest where there is none of that name
+    if name not in RECIPES:
+        raise KnobError(
+            f"recipe {name} needs the encoder to learn with its exits: attach one of {', '.join(RECIPES)}, "
+            "or use `offramp train`"
+        )
+
+
+def _phases(recipe: Recipe, plan: AttachPlan, *, labelled: bool) -> Recipe:
+    """The recipe with phases that train heads on the frozen model, and with ``finetune`` one that trains all."""
+    of_heads = [replace(phase, train="heads") for phase in recipe.training if phase.train in ("all", "heads")]
+    joint = next((phase for phase in recipe.training if phase.train == "all"), None)
+    if joint is None:  # two stages: no objective of theirs holds the last exit where it is
+        joint = Phase(part("weighted_sum", by="equal"))
+    if not labelled:
+        given = [name for name in plan.settings if name.startswith("objective.")]
+        if given and not plan.finetune:
+            raise KnobError(f"--set {given[0]} says how to learn from labels, and there are none: leave it out")
+        of_heads = [Phase(part("self_distillation"), train="heads", arguments={"metric_for_best_model": "loss"})]
+    phases = [replace(phase, arguments={**FROZEN, **phase.arguments}) for phase in of_heads]
+    if plan.finetune:
+        phases.append(replace(joint, arguments={**joint.arguments, **FINETUNE}))
+    return replace(recipe, training=tuple(phases))
+
+
+def _for_tokens(recipe: Recipe) -> Recipe:
+    """The recipe for heads that read every token."""
+    changed = [
+        replace(phase, arguments={**phase.arguments, **TOKENS}) if phase.train == "heads" else phase
+        for phase in recipe.training
+    ]
+    return replace(recipe, training=tuple(changed))
+
+
+def _ready(
+    plan: AttachPlan,
+    recipe: Recipe,
+    data: TrainingData,
+    source: _Source,
+    arguments: ExitTrainingArguments,
+    work: Path,
+    started: float,
+) -> Ready:
+    """Everything prepared, the labels that nobody gave included."""
+    set_seed(arguments.seed)
+    main = arguments.process_index == 0
+    with arguments.main_process_first(desc="preparing the work folder"):
+        if main:
+            prepare(work, plan, data, arguments)
+    tokenizer, max_length = make_tokenizer(plan, work if main else None, source.tokenizer, source.model.config)
+    model = _with_exits(plan, recipe, source.model)
+    if model.offramp.reads_tokens:
+        recipe = _for_tokens(recipe)
+        arguments = phase_arguments(plan, work, recipe, recipe.training[0])
+    own_answers = data.train.labels is None
+    if own_answers:
+        data = _answered(model, data, tokenizer, arguments, work)
+    else:
+        _doubt_labels(data, _answers_of(model, data.dev, tokenizer, arguments, work / "features-dev"))
+    return Ready(plan, recipe, data, model, tokenizer, max_length, arguments, work, started, own_answers)
+
+
+def _with_exits(plan: AttachPlan, recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel:
+    objective = recipe.training[0].objective
+    layers, _ = places(plan, recipe, int(model.config.num_hidden_layers))
+    settings = ExitSettings(
+        head=recipe.head.name,
+        head_settings=recipe.head.settings,
+        layers=layers,
+        pooling=plan.pooling or "mean",
+        shared=plan.shared or recipe.shared,
+        objective=objective.name,
+        objective_settings=objective.settings,
+    )
+    model = add_exits(model, settings)
+    check_phases(model, recipe, plan.recipe)
+    model.requires_grad_(False)
+    for _, parameter in parameters_of(model, "heads"):
+        parameter.requires_grad_(True)
+    return model
+
+
+def _answered(
+    model: PreTrainedModel, data: TrainingData, tokenizer: Tokenizer, arguments: ExitTrainingArguments, work: Path
+) -> TrainingData:
+    """The data with the model's own answers for labels."""
+    task = make_task(data.problem_type, data.id2label)
+
+    def answered(examples: Examples, name: str) -> Examples:
+        logits = _answers_of(model, examples, tokenizer, arguments, work / f"features-{name}")
+        return replace(examples, labels=_as_labels(task, logits))
+
+    return replace(data, train=answered(data.train, "train"), dev=answered(data.dev, "dev"))
+
+
+def _answers_of(
+    model: PreTrainedModel, examples: Examples, tokenizer: Tokenizer, arguments: ExitTrainingArguments, folder: Path
+) -> np.ndarray[Any, Any]:
+    """[N, C] full-depth logits; the features that come with them are kept for training."""
+    encoded = tokenizer.encode(examples.texts)
+    rows = Rows(encoded, np.zeros(len(encoded)))
+    store = kept_rows(model, arguments, tokenizer.pad_token, folder, rows).store
+    assert store is not None
+    return np.asarray(store.last_logits)
+
+
+def _doubt_labels(data: TrainingData, logits: np.ndarray[Any, Any]) -> None:
+    """Say so where the model's answers have little to do with the labels: a class's number may mean another class."""
+    labels = data.dev.labels
+    if data.problem_type != "single_label_classification" or labels is None:
+        return
+    right, commonest = float((logits.argmax(axis=-1) == labels).mean()), np.bincount(labels).max() / len(labels)
+    if right < commonest:
+        logger.warning(
+            "the full model answers %.1f %% of the dev texts as they are labelled, fewer than always the same answer "
+            "would: do labels mean the model's own classes? --no-labels learns from its answers instead", 100 * right
+        )  # fmt: skip
+
+
+def _as_labels(task: Task, logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """[N, C] logits to labels as training takes them."""
+    answers = task.answers(logits)
+    return answers.astype(np.float32) if task.problem_type == "regression" else answers
+
+
+# The model
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A fine-tuned classifier, and where its tokenizer is."""
+
+    model: PreTrainedModel
+    tokenizer: str
+
+
+def _load(name: str) -> _Source:
+    """A classifier by name: whole, or a PEFT adapter, which is merged into its base."""
+    path = cached_file(
+        name, "adapter_config.json", _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False, _raise_exceptions_for_gated_repo=False,
+    )  # fmt: skip
+    return _Source(load_finetuned(name), name) if path is None else _merged(name, Path(path).parent)
+
+
+def _merged(name: str, folder: Path) -> _Source:
+    """The base model of an adapter with the adapter in its weights.
+
+    Raises:
+        MissingExtraError: PEFT is not installed.
+        RunError: the adapter is damaged, or no safetensors.
+        UnsupportedError: it was not trained to classify texts.
+    """
+    peft = require("peft", extra="attach")
+    try:
+        settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        base = str(settings["base_model_name_or_path"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{name} is damaged: its adapter_config.json names no base model ({error})") from error
+    if settings.get("task_type") not in ("SEQ_CLS", None):
+        raise UnsupportedError(
+            f"{name} is an adapter for {settings['task_type']} and not for classifying texts (SEQ_CLS): "
+            "use `offramp train`"
+        )
+    outputs = _outputs_of(name, folder)
+    model = (
+        load_finetuned(base) if outputs is None else load_plain(base, num_labels=outputs, ignore_mismatched_sizes=True)
+    )
+    try:
+        merged = peft.PeftModel.from_pretrained(model, str(folder)).merge_and_unload(safe_merge=True)
+    except (ValueError, RuntimeError, KeyError, OSError) as error:
+        raise RunError(f"cannot merge {name} into {base}: {str(error).strip().splitlines()[0]}") from error
+    logger.warning("%s is a PEFT adapter of %s: it was merged into the weights", name, base)
+    own = (folder / "tokenizer.json").is_file()
+    return _Source(merged.eval(), str(folder) if own else base)
+
+
+def _outputs_of(name: str, folder: Path) -> int | None:
+    """Outputs of the head that came with an adapter; None: it has none, so the base model's must be trained."""
+    path = folder / "adapter_model.safetensors"
+    if not path.is_file():
+        raise RunError(f"{name} has no adapter_model.safetensors: save the adapter with save_pretrained")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            heads = [key for key in file.keys() if key.endswith(("classifier.weight", "classifier.out_proj.weight"))]  # noqa: SIM118
+            return int(file.get_slice(heads[0]).get_shape()[0]) if heads else None
+    except SafetensorError as error:
+        raise RunError(f"{path} is damaged: {error}") from error

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Cli = Callable[..., Any]
+QUICK = ["--max_steps", "3", "--disable_tqdm", "true"]
+
+
+@pytest.fixture(scope="module")
+def classifier(plain_model: Callable[..., Any], tiny_encoder: str, tmp_path_factory: Any) -> Path:
+    """A classifier as transformers saves it. Do not change it."""
+    folder: Path = tmp_path_factory.mktemp("classifier") / "model"
+    plain_model("bert", id2label={0: "bad", 1: "good", 2: "odd"}).save_pretrained(folder)
+    for file in Path(tiny_encoder).glob("tokenizer*"):
+        shutil.copy(file, folder)
+    return folder
+
+
+@pytest.fixture
+def mine(classifier: Path, tmp_path: Path) -> Path:
+    """A copy to break."""
+    return Path(shutil.copytree(classifier, tmp_path / "model"))
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    path = tmp_path / "log.jsonl"
+    words = ("gem", "dull", "weird", "the film", "a lovely story", "cold and flat")
+    path.write_text("".join(json.dumps({"text": f"{word} of {n} people"}) + "\n" for n in range(4) for word in words))
+    return path
+
+
+def test_exits_from_a_log(cli: Cli, classifier: Path, log: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = cli("attach", classifier, "--data", log, "--out", out, *QUICK)
+    assert done.status == 0, done
+    assert done.err == f"offramp: {log}: no dev part, so 2 of 24 rows were held out as dev\n"
+    lines = [line for line in done.out.splitlines() if not line.startswith("epoch ")]
+    assert lines[0] == f"Saved {out}. At full depth it answers as before."
+    assert lines[1] == "There were no labels: exits learned from the model's own answers."
+    assert lines[2].startswith("Default operating point (edr): agreement with the full model's own answers ")
+    assert lines[3] == f'Next: offramp predict {out} "a text"'
+    assert os.listdir(tmp_path).count("run.training") == 0
+    assert cli("predict", out, "a gem").lines[0]["label"] in ("bad", "good", "odd")
+    assert cli("inspect", out, "a gem").status == 0
+    assert cli("evaluate", out, "--data", log, "--rounds", 0).status == 2  # it has no labels to be held to
+
+
+def test_labels_and_recipe(cli: Cli, classifier: Path, toy_data: Callable[..., str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = ["--recipe", "shallow_deep", "--exits", "1,2", "--pooling", "cls", "--finetune", "--num-train-epochs", "1"]
+    done = cli("attach", classifier, "--data", toy_data(), "--out", out, *words, "--disable_tqdm", "true")
+    assert done.status == 0, done
+    assert f"Saved {out}. It was fine-tuned: answers at full depth are new." in done.out
+    assert "(confidence_fallback): accuracy" in done.out
+    assert "own answers" not in done.out
+
+
+class Runs:
+    """Unpickling it would run something."""
+
+    def __reduce__(self) -> Any:
+        return (os.mkdir, ("/tmp/offramp-was-here",))
+
+
+def broken(case: str, folder: Path) -> str:
+    """A checkpoint that no exits can be given; what is said of it."""
+    import torch
+    import transformers
+    from safetensors.torch import load_file, save_file
+
+    config = json.loads((folder / "config.json").read_text())
+    weights = folder / "model.safetensors"
+    kinds: dict[str, tuple[dict[str, Any], str]] = {
+        "encoder-decoder": (
+            {"model_type": "bart", "architectures": ["BartForSequenceClassification"]},
+            "offramp cannot cut 'bart', an encoder-decoder model, into layers",
+        ),
+        "decoder-only": (
+            {"model_type": "gpt2", "architectures": ["GPT2ForSequenceClassification"]},
+            "offramp cannot cut 'gpt2', a decoder-only model, into layers",
+        ),
+        "decoder": ({"is_decoder": True}, "offramp cannot cut 'bert' configured as a decoder"),
+        "tokens": (
+            {"architectures": ["BertForTokenClassification"]},
+            f"{folder} was never fine-tuned to classify texts (it was saved as BertForTokenClassification): "
+            "use `offramp train`, which does that",
+        ),
+        "unknown family": ({"model_type": "nosuch"}, f"cannot load a model from {folder}: "),
+    }
+    if case in kinds:
+        changes, said = kinds[case]
+        (folder / "config.json").write_text(json.dumps(config | changes))
+        weights.unlink()  # it is told from the config
+        if case == "tokens":
+            model = transformers.BertForTokenClassification(transformers.BertConfig(**(config | changes)))
+            model.save_pretrained(folder)
+        return said
+    tensors = load_file(weights)
+    head = {name: tensors.pop(name) for name in ("classifier.weight", "classifier.bias")}
+    if case == "pickle":
+        weights.unlink()
+        with (folder / "pytorch_model.bin").open("wb") as file:
+            pickle.dump({"classifier.weight": Runs()}, file)
+        return f"{folder}"
+    if case == "own head":
+        tensors |= {name.replace("classifier", "fc"): value for name, value in head.items()}
+        save_file(tensors, weights, metadata={"format": "pt"})
+        return (
+            f"the head of {folder} cannot be told from its backbone: it has fc.bias where "
+            "BertForSequenceClassification has classifier.bias; save it as BertForSequenceClassification"
+        )
+    if case == "no head":
+        save_file(tensors, weights, metadata={"format": "pt"})
+        return f"{folder} is damaged: its weights lack classifier.bias"
+    if case == "another head":
+        tensors |= head | {"classifier.weight": torch.zeros(5, 32)}
+        save_file(tensors, weights, metadata={"format": "pt"})
+        return f"{folder} is damaged: its weights lack classifier.weight"
+    if case == "cut short":
+        weights.write_bytes(weights.read_bytes()[:2000])
+        return f"cannot load a model from {folder}: "
+    raise AssertionError(case)
+
+
+CASES = (
+    "encoder-decoder", "decoder-only", "decoder", "tokens", "unknown family", "pickle", "own head", "no head",
+    "another head", "cut short",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_checkpoints_that_no_exits_can_be_given(cli: Cli, mine: Path, log: Path, tmp_path: Path, case: str) -> None:
+    said = broken(case, mine)
+    done = cli("attach", mine, "--data", log, "--out", tmp_path / "run", *QUICK)
+    assert said in done.error
+    assert "\n" not in done.error
+    assert not Path("/tmp/offramp-was-here").exists()
+    assert sorted(os.listdir(tmp_path)) == ["log.jsonl", "model"]
+
+
+def test_an_encoder_that_was_never_fine_tuned(cli: Cli, tiny_encoder: str, log: Path, tmp_path: Path) -> None:
+    done = cli("attach", tiny_encoder, "--data", log, "--out", tmp_path / "run", *QUICK)
+    assert done.error == (
+        f"{tiny_encoder} was never fine-tuned to classify texts (it was saved as BertForMaskedLM): "
+        "use `offramp train`, which does that"
+    )
+
+
+def test_a_run_has_exits_already(cli: Cli, trained: Path, log: Path, tmp_path: Path) -> None:
+    assert "has exits already" in cli("attach", trained, "--data", log, "--out", tmp_path / "run").error
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--recipe", "righttool"], "recipe righttool needs the encoder to learn with its exits"),
+        (["--problem-type", "tagging"], "no problem type is called 'tagging'"),
+        (["--pooling", "max"], "pooling must be one of cls, mean, backbone, not 'max'"),
+        (["--feature_dtype", "int8"], "--feature_dtype must be float32 or float16, not 'int8'"),
+        (["--exits", "9"], "exits must be rising layer numbers between 1 and 3"),
+        (["--max_length", "5000"], "--max_length 5000 is more than"),
+    ],
+)
+def test_options_that_cannot_be(
+    cli: Cli, classifier: Path, log: Path, tmp_path: Path, words: list[str], said: str
+) -> None:
+    done = cli("attach", classifier, "--data", log, "--out", tmp_path / "run", *QUICK, *words)
+    assert done.status == 2
+    assert said in done.err
+    assert os.listdir(tmp_path) == ["log.jsonl"]
+
+
+def test_there_is_no_such_model(cli: Cli, log: Path, tmp_path: Path) -> None:
+    assert "there is no folder" in cli("attach", tmp_path / "nothing", "--data", log, "--out", tmp_path / "run").error
+    done = cli("attach", "nobody/nothing", "--data", log, "--out", tmp_path / "run")
+    assert "cannot load a model from nobody/nothing: " in done.error
