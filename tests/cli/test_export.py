@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from offramp.runtimes.cpu import cores
 from offramp.runtimes.manifest import read_manifest
-from offramp.runtimes.onnx import cores
+from offramp.runtimes.openvino import has_bfloat16
 from offramp.traces.store import load_trace
 
 Cli = Callable[..., Any]
@@ -56,6 +57,28 @@ def test_int8_that_minds_its_neighbours_says_so(cli: Cli, copy: Path) -> None:
     assert not read_manifest(copy / "onnx" / "int8").batch_invariant
 
 
+def test_openvino(cli: Cli, copy: Path, toy_data: Callable[..., str]) -> None:
+    shutil.rmtree(copy / "onnx")
+    done = cli("export", copy, "--runtime", "openvino", "--exits", "2", "--threads", 1)
+    assert done.status == 0, done.err
+    assert done.out.splitlines()[-1] == f"Wrote {copy / 'openvino' / 'float32'}"
+    assert ("In bfloat16 (--dtype bfloat16) a logit differs from torch by" in done.out) == has_bfloat16()
+    more = ("--runtime", "openvino", "--int8", "--exits", "2", "--data", write_few(copy, toy_data), "--json")
+    said = cli("export", copy, *more, "--threads", 1).json
+    assert (said["folder"], said["stages"]) == (str(copy / "openvino" / "int8"), [2, 3])
+    assert (said["quantisation"], said["batch_invariant"], said["texts_given"]) == ("static", True, True)
+    served = cli("predict", copy, "a lovely gem", "--threads", 1)
+    assert served.json["label"] in ("good", "bad", "odd")
+    assert "runs on runtime openvino" in served.err
+
+
+def write_few(folder: Path, toy_data: Callable[..., str]) -> Path:
+    lines = (Path(toy_data()) / "dev.jsonl").read_text().splitlines(keepends=True)
+    path = folder.parent / "few.jsonl"
+    path.write_text("".join(lines[:6]))
+    return path
+
+
 def test_json(cli: Cli, copy: Path) -> None:
     said = cli("export", copy, "--int8", "--exits", "all", "--threads", 1, "--json").json
     assert (said["folder"], said["stages"]) == (str(copy / "onnx" / "int8"), [1, 2, 3])
@@ -66,7 +89,8 @@ def test_json(cli: Cli, copy: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--runtime", "abacus"], "nothing can be exported for 'abacus': there is onnx"),
+        (["--runtime", "abacus"], "nothing can be exported for 'abacus': there are onnx and openvino"),
+        (["--runtime", "openvino", "--int8-kind", "rows"], "for openvino int8 is made by static, not 'rows'"),
         (["--int8-kind", "magic"], "int8 is made by rows, static, weights, dynamic, not 'magic'"),
         (["--exits", "two"], "--exits takes layers such as 2,4, or all, not 'two'"),
         (["--exits", "9"], "this model has no exit after layer 9: it has them after 1, 2, 3"),

@@ -42,7 +42,9 @@ class Case:
     config: Mapping[str, Any] = field(default_factory=dict)
     """... and these changes to its config."""
     export: str | None = None
-    """With ``family``: not torch, but its export to ONNX Runtime: ``float32``, or how int8 is made."""
+    """With ``family``: not torch, but its export: ``float32``, or how int8 is made."""
+    served_by: str = "onnx"
+    """What serves the export."""
 
 
 MULTI, REGRESSION = "multi_label_classification", "regression"
@@ -81,6 +83,27 @@ RUNTIMES: Mapping[str, Case] = {
     "onnx-int8-rows": Case(atol=NEAR, family="bert", exits=DISTANT, token_types=True, export="rows"),
     "onnx-int8-static": Case(atol=NEAR, family="electra", exits=DISTANT | {"pooling": "mean"}, export="static"),
     "onnx-int8-dynamic": Case(atol=NEAR, family="bert", exits=DISTANT, export="dynamic"),
+    "openvino-bert": Case(family="bert", exits=DISTANT, token_types=True, export="float32", served_by="openvino"),
+    "openvino-modernbert": Case(
+        family="modernbert", exits=DISTANT | {"pooling": "mean"}, export="float32", served_by="openvino"
+    ),
+    "openvino-deberta-v2": Case(family="deberta-v2", exits=ATTENTIVE, export="float32", served_by="openvino"),
+    "openvino-mpnet-memory": Case(family="mpnet", exits={"head": "mixing"}, export="float32", served_by="openvino"),
+    "openvino-chosen-exits": Case(family="albert", exits={"layers": (2,)}, export="float32", served_by="openvino"),
+    "openvino-multi-label": Case(
+        family="roberta", config={"problem_type": MULTI}, export="float32", served_by="openvino"
+    ),
+    "openvino-regression": Case(
+        family="distilbert",
+        config={"problem_type": REGRESSION, "num_labels": 1},
+        export="float32",
+        served_by="openvino",
+    ),
+    "openvino-int8": Case(family="bert", exits=DISTANT, token_types=True, export="static", served_by="openvino"),
+    "openvino-int8-mean": Case(
+        family="electra", exits=DISTANT | {"pooling": "mean"}, export="static", served_by="openvino"
+    ),
+    "openvino-int8-mpnet": Case(family="mpnet", exits=DISTANT, export="static", served_by="openvino"),
 }
 
 
@@ -99,13 +122,17 @@ def runtime(case, request) -> Runtime:
     model = request.getfixturevalue("tiny_model")(case.family, ExitSettings(**case.exits), **case.config)
     if case.export is None:
         return TorchRuntime(model)
+    from offramp.runtimes import open_runtime
     from offramp.runtimes.export.onnx import export_onnx
-    from offramp.runtimes.onnx import OnnxRuntime
+    from offramp.runtimes.export.openvino import export_openvino
 
     folder = request.getfixturevalue("as_run")(model)
-    made = export_onnx(folder, int8=None if case.export == "float32" else case.export, exits="all", threads=1)
+    export = {"onnx": export_onnx, "openvino": export_openvino}[case.served_by]
+    texts = ["a lovely gem", "the dull, broken film of a town", "weird", "music and people, that is the story"]
+    int8 = None if case.export == "float32" else case.export
+    made = export(folder, int8=int8, exits="all", texts=texts if int8 == "static" else None, threads=1)
     assert made.batch_invariant == (case.export != "dynamic")
-    return OnnxRuntime(folder / "onnx" / made.dtype, threads=1)
+    return open_runtime(folder, case.served_by, dtype=made.dtype, threads=1)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from offramp.errors import UnsupportedError
 from offramp.model.exits import ExitSettings
 from offramp.model.modeling import add_exits
 from offramp.runtimes.export.fuse import fuse
-from offramp.runtimes.export.graph import OUT, attention_as, can_mark, to_graph
+from offramp.runtimes.export.graph import OUT, Form, attention_as, can_mark, to_graph
 from offramp.runtimes.export.stages import Part, Plan, plan_stages, sample, scorable
 from offramp.runtimes.onnx import open_session
 from offramp.types import ExitOutput
@@ -61,14 +61,14 @@ def inputs() -> dict[str, torch.Tensor]:
     return {"tokens": tokens, "token_types": types, "lengths": lengths}
 
 
-def graph_of(model: Any, part: Part, before: list[Plan], *, marked: bool) -> onnx.ModelProto:
-    with attention_as(model, marked=marked):
+def graph_of(model: Any, part: Part, before: list[Plan], form: Form) -> onnx.ModelProto:
+    with attention_as(model, form):
         return to_graph(part, sample(part, model, before))
 
 
-def check(model: Any, *, marked: bool | None = None, live: list[int] | None = None, scores: Any = ()) -> list[Any]:
+def check(model: Any, *, form: Form | None = None, live: list[int] | None = None, scores: Any = ()) -> list[Any]:
     """Compare every graph of a model with torch. Returns the graphs."""
-    marked = can_mark(model) if marked is None else marked
+    form = form or ("marked" if can_mark(model) else "plain")
     types = (getattr(model.config, "type_vocab_size", 0) or 0) > 1
     plans = plan_stages(model, live or list(range(len(model.stages))), token_types=types, scores=scores)
     given, graphs = inputs(), []
@@ -80,7 +80,7 @@ def check(model: Any, *, marked: bool | None = None, live: list[int] | None = No
             with torch.no_grad():
                 arrays = part(*(given[name] for name in part.reads))
             expected = dict(zip(part.gives, arrays, strict=True))
-            graphs.append(fuse(graph_of(model, part, plans[:place], marked=marked)))
+            graphs.append(fuse(graph_of(model, part, plans[:place], form)))
             session = open_session(graphs[-1].SerializeToString(), threads=1)
             feeds = {each.name: given[each.name].numpy() for each in session.get_inputs()}
             found = dict(zip([each.name for each in session.get_outputs()], session.run(None, feeds), strict=True))
@@ -139,12 +139,13 @@ def test_other_problems(kind: str, tiny_model: Make) -> None:
     check(tiny_model("bert", problem_type=kind, num_labels=outputs), scores=scores)
 
 
-def test_without_marks_there_are_standard_operators_only(tiny_model: Make) -> None:
+@pytest.mark.parametrize("form", ["blocks", "plain"])
+def test_without_marks_there_are_standard_operators_only(form: Form, tiny_model: Make) -> None:
     """For other runtimes than ONNX Runtime."""
     model = tiny_model("bert", ExitSettings(**DISTANT))
-    graphs = check(model, marked=False)
+    graphs = check(model, form=form)
     assert {node.domain for graph in graphs for node in graph.graph.node} <= {"", "ai.onnx"}
-    raw = graph_of(model, plan_stages(model, [2], token_types=False, scores=[])[0].layers, [], marked=False)
+    raw = graph_of(model, plan_stages(model, [2], token_types=False, scores=[])[0].layers, [], form)
     assert [entry.domain for entry in raw.opset_import] in ([""], ["ai.onnx"])
 
 
@@ -162,7 +163,7 @@ def test_scores_are_those_of_the_criteria(tiny_model: Make) -> None:
     rules = [Entropy(), Entropy(scale=(1.0, 2.0, 1.0)), Confidence(), DistanceRatio(), EDR(lam=3.0, fusion="geometric")]
     model = tiny_model("bert", ExitSettings(**DISTANT))
     plan = plan_stages(model, [0, 1, 2], token_types=False, scores=rules)[0]
-    session = open_session(fuse(graph_of(model, plan.layers, [], marked=True)).SerializeToString(), threads=1)
+    session = open_session(fuse(graph_of(model, plan.layers, [], "marked")).SerializeToString(), threads=1)
     given = inputs()
     names = [each.name.removeprefix(OUT) for each in session.get_outputs()]
     said = dict(

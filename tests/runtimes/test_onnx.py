@@ -25,11 +25,11 @@ from offramp.errors import KnobError, MissingExtraError, RunError
 from offramp.inputs.batching import pad
 from offramp.pipeline import Classifier
 from offramp.run import Run
-from offramp.runtimes import check_installed, open_runtime
-from offramp.runtimes import onnx as module
+from offramp.runtimes import check_installed, cpu, open_runtime
+from offramp.runtimes.cpu import check_threads, cores, has_int8_instructions
 from offramp.runtimes.export.onnx import export_onnx
 from offramp.runtimes.manifest import FORMAT, read_manifest
-from offramp.runtimes.onnx import OnnxRuntime, check_threads, cores, has_int8_instructions
+from offramp.runtimes.onnx import OnnxRuntime
 from offramp.traces.replay import replay
 from offramp.traces.store import load_trace
 
@@ -302,7 +302,7 @@ def test_threads(run: Path) -> None:
 def test_a_cpu_without_int8_instructions(
     run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "has_int8_instructions", lambda: False)
+    monkeypatch.setattr(cpu, "has_int8_instructions", lambda: False)
     with caplog.at_level(logging.WARNING):
         assert load(run)("a gem").label in ("good", "bad", "odd")  # type: ignore[union-attr]
     assert "this CPU has no instructions for int8 products: int8 will be slow here, try float32" in caplog.text

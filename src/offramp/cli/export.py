@@ -22,15 +22,23 @@ from offramp.cli.common import (
 )  # fmt: skip
 from offramp.errors import KnobError, require
 from offramp.inputs.tokens import Text
+from offramp.runtimes.silence import without_telemetry
 
 MOST_TEXTS = 256
 """Of --data, that an export is checked on."""
+
+_TRACED = (("torch", "train"), ("transformers", "train"), ("onnx", "export"))
+_NEEDS = {"onnx": (*_TRACED, ("onnxruntime", "onnx")), "openvino": (*_TRACED, ("openvino", "openvino"))}
+"""Runtime -> modules that an export for it needs, and the extras that bring them."""
+_INT8_NEEDS: dict[str, tuple[tuple[str, str], ...]] = {"onnx": (), "openvino": (("nncf", "export"),)}
+_KIND = {"onnx": "rows", "openvino": "static"}
+"""Runtime -> how int8 is made, where nothing else is said."""
 
 
 @app.command(short_help="Make graphs for a faster runtime, one a stage, and check them.")
 def export(
     run: RunFolder,
-    runtime: Annotated[str, typer.Option(metavar="NAME", help="onnx.")] = "onnx",
+    runtime: Annotated[str, typer.Option(metavar="NAME", help="onnx or openvino.")] = "onnx",
     int8: Annotated[
         bool, typer.Option("--int8", help="Products of eight-bit numbers: faster, and answers move a little.")
     ] = False,
@@ -38,8 +46,8 @@ def export(
         str | None,
         typer.Option(
             metavar="KIND",
-            help="How int8 is made: rows (the default), static (faster, measures ranges on --data), weights, dynamic "
-            "(neighbours change answers).",
+            help="How int8 is made for onnx: rows (the default), static (faster, measures ranges on --data), weights, "
+            "dynamic (neighbours change answers). For openvino: static.",
         ),
     ] = None,
     exits: Annotated[
@@ -57,21 +65,20 @@ def export(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Write RUN/onnx/float32 or RUN/onnx/int8: one graph a stage, with its exit inside, checked against torch.
+    """Write RUN/RUNTIME/float32 or RUN/RUNTIME/int8: one graph a stage, with its exit inside, checked against torch.
 
     Where float32 graphs do not say what torch says, nothing is written. How often int8 says the same is printed and
     kept in manifest.json. `offramp.load` takes the fastest variant that is there.
     """
-    if runtime != "onnx":
-        raise KnobError(f"nothing can be exported for {runtime!r}: there is onnx")
-    for module, extra in (("torch", "train"), ("transformers", "train"), ("onnx", "export"), ("onnxruntime", "onnx")):
-        require(module, extra=extra)
-    from offramp.runtimes.export.onnx import export_onnx
-
+    if runtime not in _NEEDS:
+        raise KnobError(f"nothing can be exported for {runtime!r}: there are {' and '.join(_NEEDS)}")
+    for module, extra in (*_NEEDS[runtime], *(_INT8_NEEDS[runtime] if int8 or int8_kind else ())):
+        with without_telemetry():
+            require(module, extra=extra)
     quiet_transformers()
-    kind: Any = int8_kind or ("rows" if int8 else None)
     texts = None if data is None else _texts(run, data, split_columns(text_columns))
-    made = export_onnx(run, int8=kind, exits=_exits(exits), texts=texts, threads=threads)
+    chosen: Any = int8_kind or (_KIND[runtime] if int8 else None)
+    made = _exporter(runtime)(run, int8=chosen, exits=_exits(exits), texts=texts, threads=threads)
     folder = run / made.runtime / made.dtype
     if as_json:
         said = {"folder": str(folder), "stages": [stage.layers for stage in made.stages]}
@@ -79,6 +86,16 @@ def export(
         print_json(said | settings | dict(made.check))
         return
     _print(made, str(folder))
+
+
+def _exporter(runtime: str) -> Any:
+    if runtime == "openvino":
+        from offramp.runtimes.export.openvino import export_openvino
+
+        return export_openvino
+    from offramp.runtimes.export.onnx import export_onnx
+
+    return export_onnx
 
 
 def _exits(given: str | None) -> Any:
@@ -123,6 +140,12 @@ def _print(made: Any, folder: str) -> None:
         lines.append(f"At the default operating point {100 * check['exits']:.1f} % leave where they do in torch.")
     if made.quantisation is not None:
         lines.append(f"Int8 by {made.quantisation}; a logit differs from torch by {check['largest_difference']:.2g}.")
+    if "bfloat16" in check:
+        half = check["bfloat16"]
+        lines.append(
+            f"In bfloat16 (--dtype bfloat16) a logit differs from torch by {half['largest_difference']:.2g}"
+            + (f", and {100 * half['exits']:.1f} % leave where they do there." if "exits" in half else ".")
+        )
     if not made.batch_invariant:
         alone = check["batch_1"]
         same = ", ".join(f"{100 * share:.1f} %" for share in alone.get("labels", ()))

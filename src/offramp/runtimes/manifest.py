@@ -1,6 +1,6 @@
 """What stands beside exported graphs: which layers each holds, what goes in and comes out, and what was measured.
 
-A run folder holds its exports side by side, each whole: ``RUN/onnx/float32``, ``RUN/onnx/int8``, each with a
+A run folder holds its exports side by side, each whole: ``RUN/onnx/float32``, ``RUN/openvino/int8``, each with a
 ``manifest.json``. Reading one needs numpy and nothing else.
 """
 
@@ -17,7 +17,7 @@ from offramp.errors import RunError
 from offramp.runtimes.base import RuntimeInfo
 from offramp.types import ProblemType, Stage
 
-__all__ = ["FILE", "FORMAT", "Graph", "Manifest", "read_bytes", "read_manifest"]
+__all__ = ["FILE", "FORMAT", "Graph", "Manifest", "StageEntry", "check_files", "read_bytes", "read_manifest"]
 
 FORMAT = 1
 """Of manifest.json; a reader refuses what is newer than itself."""
@@ -35,6 +35,9 @@ class Graph:
     outputs: tuple[str, ...]
     """``hidden``, ``logits``, ``extras.NAME``, ``memory.NAME``."""
     sha256: str = ""
+    weights: str = ""
+    """The file of its weights, where they stand apart."""
+    weights_sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +81,9 @@ class Manifest:
     family: str = ""
     opset: int = 0
     fused: bool = False
-    """Attention is one operator of the runtime."""
+    """Attention is one operator of the runtime, or made to become one."""
+    length_step: int = 1
+    """The runtime pads texts to multiples of so many tokens."""
     versions: Mapping[str, str] = field(default_factory=dict)
     check: Mapping[str, Any] = field(default_factory=dict)
     """What the export measured of itself, against torch."""
@@ -164,12 +169,29 @@ def read_bytes(folder: Path, graph: Graph) -> bytes:
     Raises:
         RunError: it is absent, or not that file: cut short, damaged, or of another export.
     """
-    path = folder / graph.file
-    if not path.is_file():
-        raise RunError(f"{folder} is damaged: it has no {graph.file}; run `offramp export` again")
+    path = _there(folder / graph.file)
     data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != graph.sha256:
+    _check(path, hashlib.sha256(data).hexdigest(), graph.sha256)
+    return data
+
+
+def check_files(folder: Path, graph: Graph) -> Path:
+    """Where a graph's file is, for who reads it by itself; it, and that of its weights, as above."""
+    for name, sha256 in ((graph.file, graph.sha256), (graph.weights, graph.weights_sha256)):
+        if name:
+            with _there(folder / name).open("rb") as file:
+                _check(folder / name, hashlib.file_digest(file, "sha256").hexdigest(), sha256)
+    return folder / graph.file
+
+
+def _there(path: Path) -> Path:
+    if not path.is_file():
+        raise RunError(f"{path.parent} is damaged: it has no {path.name}; run `offramp export` again")
+    return path
+
+
+def _check(path: Path, found: str, expected: str) -> None:
+    if found != expected:
         raise RunError(
             f"{path} is not the file that was exported (cut short, or damaged on the way): run `offramp export` again"
         )
-    return data

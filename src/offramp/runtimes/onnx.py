@@ -1,16 +1,11 @@
 """ONNX Runtime: exported stages on a CPU, without torch.
 
 Hidden states between stages are numpy arrays. Before the first stage they are the tokens themselves: the embedding
-is part of its graph. A stage's graph gives the exit's outputs with its hidden states in one call; they are kept with
-that very array of hidden states until ``exit`` asks for them, or until nobody holds the array any more.
+is part of its graph.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import platform
-import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,17 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from offramp.errors import KnobError, RunError
+from offramp.errors import RunError
 from offramp.runtimes.base import Memory, RuntimeInfo
+from offramp.runtimes.cpu import check_threads, warn_of_slow_int8
+from offramp.runtimes.exported import Said, feeds, output_of, variant
 from offramp.runtimes.manifest import Graph, Manifest, read_bytes, read_manifest
 from offramp.types import Array, Batch, ExitOutput, Stage
 
-__all__ = ["OnnxRuntime", "check_threads", "cores", "has_int8_instructions"]
-
-logger = logging.getLogger(__name__)
-
-_FAST = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
-"""CPU features for products of eight-bit numbers, as Linux names them."""
+__all__ = ["OnnxRuntime", "open_session"]
 
 
 class OnnxRuntime:
@@ -54,9 +46,8 @@ class OnnxRuntime:
         self._exits = [
             None if stage.exit_graph is None else self._load(folder, stage.exit_graph) for stage in self.manifest.stages
         ]
-        self._said: dict[int, tuple[weakref.ref[Any], dict[str, Array]]] = {}
-        if self._info.dtype == "int8" and has_int8_instructions() is False:
-            logger.warning("this CPU has no instructions for int8 products: int8 will be slow here, try float32")
+        self._said = Said()
+        warn_of_slow_int8(self._info.dtype)
 
     @classmethod
     def from_folder(cls, folder: str | Path, *, weights: str, dtype: str, threads: int | None = None) -> OnnxRuntime:
@@ -72,14 +63,10 @@ class OnnxRuntime:
             RunError: there is no such variant, it is damaged, or it was made of other weights.
             KnobError: more threads than cores.
         """
-        variant = Path(folder) / "onnx" / dtype
-        if not variant.is_dir():
-            flag = " --int8" if dtype == "int8" else ""
-            raise RunError(f"{folder} has no {dtype} export: run `offramp export {folder} --runtime onnx{flag}`")
         check_threads(threads)
-        if read_manifest(variant).weights != weights:
-            raise RunError(f"{variant} was made of other weights than {folder} holds now: run `offramp export` again")
-        return cls(variant, threads=threads)
+        flags = "--int8" if dtype == "int8" else ""
+        found = variant(folder, "onnx", dtype, weights=weights, flags=flags)
+        return cls(found, threads=threads)
 
     @property
     def info(self) -> RuntimeInfo:
@@ -99,7 +86,7 @@ class OnnxRuntime:
         if after is None:
             after = np.zeros((*batch.tokens.shape, 0), dtype=np.float32)
         if said:
-            self._keep(after, said)
+            self._said.keep(after, said)
         return after
 
     def exit(self, stage: Stage, hidden: Array, batch: Batch, memory: Memory) -> tuple[ExitOutput, Memory]:
@@ -113,35 +100,15 @@ class OnnxRuntime:
             assert entry.exit_graph is not None
             said = self._call(session, entry.exit_graph, hidden, batch, memory)
         else:
-            reference, said = self._said.get(id(hidden), (None, {}))
-            if reference is None or reference() is not hidden:
-                raise ValueError("exit must be asked about the very array that run returned, not a copy or a part")
-        extras = {name.removeprefix("extras."): value for name, value in said.items() if name.startswith("extras.")}
-        left = {name.removeprefix("memory."): value for name, value in said.items() if name.startswith("memory.")}
-        return ExitOutput(said["logits"], extras), left if session is not None else memory
-
-    def _keep(self, hidden: Array, said: dict[str, Array]) -> None:
-        """Remember what was said with an array for as long as the array lives."""
-        key = id(hidden)
-        kept = self._said
-        self._said[key] = (weakref.ref(hidden, lambda _: kept.pop(key, None)), said)
+            said = self._said.of(hidden)
+        output, left = output_of(said)
+        return output, left if session is not None else memory
 
     def _call(
         self, session: Any, graph: Graph, hidden: Array, batch: Batch, memory: Memory
     ) -> dict[str, npt.NDArray[Any]]:
-        feeds: dict[str, Array] = {}
-        for name in graph.inputs:
-            if name == "hidden":
-                feeds[name] = hidden
-            elif name == "tokens":
-                feeds[name] = batch.tokens
-            elif name == "lengths":
-                feeds[name] = batch.lengths
-            elif name == "token_types":
-                feeds[name] = np.zeros_like(batch.tokens) if batch.token_types is None else batch.token_types
-            else:
-                feeds[name] = memory[name.removeprefix("memory.")]
-        return dict(zip(graph.outputs, session.run(None, feeds), strict=True))
+        given = feeds(graph, hidden, batch, memory)
+        return dict(zip(graph.outputs, session.run(None, given), strict=True))
 
     def _load(self, folder: Path, graph: Graph) -> Any:
         data = read_bytes(folder, graph)
@@ -164,34 +131,3 @@ def open_session(graph: bytes, *, threads: int) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on Linux
-        return os.cpu_count() or 1
-
-
-def check_threads(threads: int | None) -> int:
-    """The number of threads to use; None: one for every core.
-
-    Raises:
-        KnobError: fewer than one, or more than there are cores.
-    """
-    most = cores()
-    if threads is None:
-        return most
-    if not 1 <= threads <= most:
-        raise KnobError(f"threads must be from 1 to the {most} cores there are, not {threads}: more would only wait")
-    return threads
-
-
-def has_int8_instructions() -> bool | None:
-    """Whether the CPU multiplies eight-bit numbers by instructions of their own; None: this system does not say."""
-    try:
-        said = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return True if platform.machine() in ("arm64", "aarch64") else None
-    return any(name in said.split() for name in _FAST)

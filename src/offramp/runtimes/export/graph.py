@@ -1,8 +1,16 @@
 """A torch module as an ONNX graph.
 
 torch's older exporter is used: it needs no further package, takes a second a stage, and its dynamic shapes hold for
-every family here. Attention can be left as one operator of our own, ``offramp.Attention`` (query, key, value [B, L, H]
-and the mask), for ``fuse.py`` to make a runtime's fused operator of; otherwise it is written out in standard operators.
+every family here. Attention comes in three forms:
+
+- ``marked``: one operator of our own, ``offramp.Attention`` (query, key, value [B, L, H] and the mask), for ``fuse.py``
+  to make a runtime's fused operator of;
+- ``blocks``: standard operators, keys and values padded to whole blocks of ``BLOCK`` tokens. Whoever adds up a softmax
+  in vectors of that many numbers adds the same numbers in the same order then, however wide the batch is: a text's
+  answer is the same to the last bit in any company, which a rest that is added one by one would not give;
+- ``plain``: as the family writes it, in standard operators.
+
+The first two are for families whose attention knows nothing but lengths (``can_mark``).
 """
 
 from __future__ import annotations
@@ -11,26 +19,32 @@ import io
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 from offramp.errors import UnsupportedError
 from offramp.runtimes.export.stages import ANY_ROWS, DOMAIN, Part
 
-__all__ = ["OPSET", "OUT", "attention_as", "can_mark", "to_graph"]
+__all__ = ["BLOCK", "OPSET", "OUT", "Form", "attention_as", "can_mark", "to_graph"]
 
 OPSET = 20
 OUT = "out."
 """Before the names of a graph's outputs: hidden states go in and come out, and a graph has each name once."""
 
-_MARKED = "offramp_marked"
+BLOCK = 16
+"""Numbers in a vector of AVX-512, and a multiple of those in narrower ones."""
+
+Form = Literal["marked", "blocks", "plain"]
+_FORMS: Mapping[Form, str] = {"marked": "offramp_marked", "blocks": "offramp_blocks", "plain": "eager"}
+"""-> what transformers calls it."""
+
 _AXES: Mapping[str, dict[int, str]] = {
     "tokens": {0: "rows", 1: "width"},
     "token_types": {0: "rows", 1: "width"},
@@ -66,8 +80,29 @@ def _mask(*_: Any, attention_mask: Tensor, **__: Any) -> Tensor:
     return attention_mask
 
 
-AttentionInterface.register(_MARKED, _attend)
-AttentionMaskInterface.register(_MARKED, _mask)
+def _attend_in_blocks(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scaling: float, **_: Any
+) -> tuple[Tensor, None]:
+    """The same; ``mask`` is as wide as whole blocks are."""
+    more = mask.shape[-1] - key.shape[2]
+    # Token by token, as the projections left them: a runtime then pads without turning them over twice.
+    key, value = (nn.functional.pad(x.transpose(1, 2), (0, 0, 0, 0, 0, more)).transpose(1, 2) for x in (key, value))
+    weights = torch.softmax(query @ key.transpose(2, 3) * scaling + mask, dim=-1)
+    return (weights @ value).transpose(1, 2).contiguous(), None
+
+
+def _mask_in_blocks(*_: Any, attention_mask: Tensor, **__: Any) -> Tensor:
+    """[B, L] true and false -> [B, 1, 1, L'] to add: 0, or so little that nothing is left."""
+    width = attention_mask.shape[1]
+    whole = (width + BLOCK - 1) // BLOCK * BLOCK
+    there = nn.functional.pad(attention_mask.to(torch.float32), (0, whole - width))
+    return ((1 - there) * torch.finfo(torch.float32).min)[:, None, None, :]
+
+
+AttentionInterface.register(_FORMS["marked"], _attend)
+AttentionMaskInterface.register(_FORMS["marked"], _mask)
+AttentionInterface.register(_FORMS["blocks"], _attend_in_blocks)
+AttentionMaskInterface.register(_FORMS["blocks"], _mask_in_blocks)
 
 
 def can_mark(model: Any) -> bool:
@@ -78,13 +113,13 @@ def can_mark(model: Any) -> bool:
 
 
 @contextmanager
-def attention_as(model: Any, *, marked: bool) -> Iterator[None]:
-    """Let a model, and the smaller ones in it, compute attention in a form that can be traced."""
+def attention_as(model: Any, form: Form) -> Iterator[None]:
+    """Let a model, and the smaller ones in it, compute attention in a form that can be traced: see the top."""
     models: list[PreTrainedModel] = [model, *model.offramp.members]
     before = [each.config._attn_implementation for each in models]
     try:
         for each in models:
-            each.set_attn_implementation(_MARKED if marked else "eager")
+            each.set_attn_implementation(_FORMS[form])
         yield
     finally:
         for each, kind in zip(models, before, strict=True):

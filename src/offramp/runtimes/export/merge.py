@@ -21,15 +21,20 @@ EXIT_COST = 0.08
 """What passing an exit costs, in layers of the backbone: measured for small encoders, less for wide ones."""
 
 
-def useful_exits(trace: Trace, criterion: Criterion, knobs: Mapping[str, float]) -> list[int]:
-    """Indices of the exits that are worth keeping at an operating point; all, where the criterion counts exits."""
+def useful_exits(
+    trace: Trace, criterion: Criterion, knobs: Mapping[str, float], *, exit_cost: float = EXIT_COST
+) -> list[int]:
+    """Indices of the exits that are worth keeping at an operating point; all, where the criterion counts exits.
+
+    ``exit_cost``: what passing an exit costs, in layers.
+    """
     kept = list(range(trace.num_exits))
     if criterion.by_exit:
         return kept
-    cost = _cost(trace, kept, criterion, knobs)
+    cost = _cost(trace, kept, criterion, knobs, exit_cost)
     while len(kept) > 1:
         fewer = [kept[:place] + kept[place + 1 :] for place in range(len(kept) - 1)]
-        costs = [_cost(trace, exits, criterion, knobs) for exits in fewer]
+        costs = [_cost(trace, exits, criterion, knobs, exit_cost) for exits in fewer]
         best = int(np.argmin(costs))
         if costs[best] >= cost:
             break
@@ -37,10 +42,12 @@ def useful_exits(trace: Trace, criterion: Criterion, knobs: Mapping[str, float])
     return kept
 
 
-def _cost(trace: Trace, exits: Sequence[int], criterion: Criterion, knobs: Mapping[str, float]) -> float:
+def _cost(
+    trace: Trace, exits: Sequence[int], criterion: Criterion, knobs: Mapping[str, float], exit_cost: float
+) -> float:
     """Mean layers a text, exits included."""
     left = replay(trace.at_exits(exits), criterion, knobs).exits
-    return float((trace.layers[list(exits)][left] + EXIT_COST * (left + 1)).mean())
+    return float((trace.layers[list(exits)][left] + exit_cost * (left + 1)).mean())
 
 
 def chosen_exits(layers: Sequence[int], wanted: Sequence[int]) -> list[int]:

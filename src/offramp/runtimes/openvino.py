@@ -1,0 +1,228 @@
+"""OpenVINO: exported stages on a CPU, without torch.
+
+Hidden states between stages are numpy arrays, and before the first stage the tokens themselves, as in ``onnx.py``.
+
+**Shapes.** OpenVINO makes its kernels for the shapes it is given, at the first sight of each: some milliseconds a
+stage. So rows and lengths come in steps (``padded_rows``; the manifest's ``length_step``), padded on the way in and cut
+on the way out; a text is then computed at up to a step more tokens than it has, and a batch of more than 8 rows with up
+to an eighth more rows. What it makes it keeps; a batch of a shape other than the last one's costs it a little (a tenth
+of a millisecond a stage), which only single texts notice.
+
+**Neighbours.** Sums of a softmax are the only ones whose order depends on the width of a batch. The graphs pad keys and
+values to whole vectors (``export/graph.py``, ``blocks``), or, for families where that cannot be done, texts are padded
+to whole vectors here: then a text's answer is the same to the last bit in any company, in float32 and in int8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from offramp.errors import KnobError, RunError
+from offramp.runtimes.base import Memory, RuntimeInfo
+from offramp.runtimes.cpu import check_threads, warn_of_slow_int8
+from offramp.runtimes.exported import Said, feeds, output_of, variant
+from offramp.runtimes.manifest import Graph, Manifest, check_files, read_manifest
+from offramp.runtimes.silence import without_telemetry
+from offramp.types import Array, Batch, ExitOutput, Stage
+
+with without_telemetry():
+    import openvino
+
+__all__ = ["FOLDERS", "OpenvinoRuntime", "has_bfloat16", "padded_rows"]
+
+FOLDERS: Mapping[str, str] = {"int8": "int8", "float32": "float32", "bfloat16": "float32"}
+"""dtype -> the exported graphs that it runs: bfloat16 is another way of running float32's."""
+
+_FEW = 8
+"""Up to so many rows, a batch has just as many as it has: there a row more would cost more than a new shape."""
+
+
+def padded_rows(rows: int) -> int:
+    """With how many rows a batch of ``rows`` is computed: in eighths of the power of two below it."""
+    if rows <= _FEW:
+        return rows
+    step = max(1, 1 << (rows - 1).bit_length() - 4)
+    return -(-rows // step) * step
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A graph, ready to run."""
+
+    graph: Graph
+    request: Any
+    width: int
+    """Of its hidden states; 0: it gives none."""
+
+
+class OpenvinoRuntime:
+    """Runs one exported variant.
+
+    Args:
+        folder: with manifest.json and graphs.
+        dtype: None: as the graphs are; ``bfloat16``: float32 graphs in bfloat16, where neighbours change answers.
+        threads: of each operator; None: as many as there are cores.
+
+    Raises:
+        RunError: the folder is no export, is damaged, or was written by a newer offramp.
+        KnobError: more threads than cores, or bfloat16 on a CPU without it.
+    """
+
+    def __init__(self, folder: str | Path, *, dtype: str | None = None, threads: int | None = None) -> None:
+        folder = Path(folder)
+        self.threads = check_threads(threads)
+        self.manifest: Manifest = read_manifest(folder)
+        self._info = self.manifest.info
+        if dtype == "bfloat16":
+            if not has_bfloat16():
+                raise KnobError("this CPU has no instructions for bfloat16: take int8 or float32")
+            self._info = replace(self._info, dtype=dtype, batch_invariant=False)
+        self._core = openvino.Core()
+        self._layers = [self._load(folder, stage.layers_graph) for stage in self.manifest.stages]
+        self._exits = [
+            None if stage.exit_graph is None else self._load(folder, stage.exit_graph) for stage in self.manifest.stages
+        ]
+        self._said = Said()
+        self._lock = Lock()
+        warn_of_slow_int8(self._info.dtype)
+
+    @classmethod
+    def from_folder(
+        cls, folder: str | Path, *, weights: str, dtype: str, threads: int | None = None
+    ) -> OpenvinoRuntime:
+        """Load one variant of a run folder.
+
+        Args:
+            folder: a run folder.
+            weights: hash of the run's weights (``run.weights_hash``): the export must have been made of them.
+            dtype: ``float32``, ``bfloat16`` (of the float32 graphs) or ``int8``.
+            threads: see above.
+
+        Raises:
+            RunError: there is no such variant, it is damaged, or it was made of other weights.
+            KnobError: more threads than cores, or bfloat16 on a CPU without it.
+        """
+        check_threads(threads)
+        flags = "--int8" if dtype == "int8" else ""
+        found = variant(folder, "openvino", FOLDERS[dtype], weights=weights, flags=flags)
+        return cls(found, dtype=dtype, threads=threads)
+
+    @property
+    def info(self) -> RuntimeInfo:
+        """What this runtime declares."""
+        return self._info
+
+    def embed(self, inputs: Mapping[str, Array]) -> tuple[Array, Batch]:
+        """The tokens, [B, L]: the first stage embeds them; see ``runtimes.base.Runtime``."""
+        tokens = np.ascontiguousarray(inputs["tokens"])
+        return tokens, Batch(inputs["ids"], tokens, inputs["lengths"], inputs.get("token_types"))
+
+    def run(self, stage: Stage, hidden: Array, batch: Batch, active: Array | None = None) -> Array:
+        """The layers of one stage, and its exit with them; after the last, hidden states of width 0."""
+        rows, width = batch.tokens.shape
+        shape = (padded_rows(rows), self._padded_width(width))
+        loaded = self._layers[stage.index]
+        before = self._said.of(hidden).get("hidden") if hidden in self._said else None
+        given = feeds(loaded.graph, hidden, batch, {})
+        if "hidden" in given and before is not None and before.shape[:2] == shape:
+            given["hidden"] = before  # whole, as the stage before gave it: nobody has left
+        said = self._call(loaded, {name: _padded(array, shape) for name, array in given.items()}, shape)
+        whole = said.get("hidden")
+        after = np.zeros((rows, width, 0), dtype=np.float32) if whole is None else whole[:rows, :width]
+        said = {name: value if name == "hidden" else value[:rows] for name, value in said.items()}
+        if said:
+            self._said.keep(after, said)
+        return after
+
+    def exit(self, stage: Stage, hidden: Array, batch: Batch, memory: Memory) -> tuple[ExitOutput, Memory]:
+        """What the exit at the end of a stage said of the hidden states that ``run`` returned.
+
+        Raises:
+            ValueError: ``run`` did not return this array: a copy of it, or a part, was never asked about.
+        """
+        loaded = self._exits[stage.index]
+        if loaded is None:
+            return output_of(self._said.of(hidden))[0], memory
+        given = feeds(loaded.graph, hidden, batch, memory)
+        arrays = {name: np.ascontiguousarray(array) for name, array in given.items()}
+        return output_of(self._call(loaded, arrays, batch.tokens.shape))
+
+    def _padded_width(self, width: int) -> int:
+        """In steps, but never beyond what the model reads: it has no positions there."""
+        step = self.manifest.length_step
+        most = int(self.manifest.tokenizer.get("max_length", width))
+        return max(width, min(-(-width // step) * step, most))
+
+    def _call(
+        self, loaded: _Loaded, given: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int]
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Every output by name; hidden states in an array of their own, the others copied."""
+        request, said = loaded.request, {}
+        with self._lock:
+            for place, name in enumerate(loaded.graph.inputs):
+                request.set_input_tensor(place, openvino.Tensor(given[name], shared_memory=True))
+            if loaded.width:
+                # Its own memory for every batch, written by the last operator: others may hold it for long.
+                said["hidden"] = np.empty((*shape, loaded.width), dtype=np.float32)
+                place = loaded.graph.outputs.index("hidden")
+                request.set_output_tensor(place, openvino.Tensor(said["hidden"], shared_memory=True))
+            request.infer(share_outputs=True)
+            for place, name in enumerate(loaded.graph.outputs):
+                if name != "hidden":
+                    said[name] = request.get_output_tensor(place).data.copy()
+        return said
+
+    def _load(self, folder: Path, graph: Graph) -> _Loaded:
+        path = check_files(folder, graph)
+        try:
+            model = self._core.read_model(path)
+            names = [[each.any_name for each in ports] for ports in (model.inputs, model.outputs)]
+            compiled = self._core.compile_model(model, "CPU", settings(self._info.dtype, self.threads))
+            request = compiled.create_infer_request()
+        except Exception as error:  # openvino's errors share no class but this one
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise RunError(
+                f"openvino {openvino.get_version()} cannot load {path} ({reason}): "
+                "run `offramp export` again with this version"
+            ) from error
+        assert names == [list(graph.inputs), ["out." + name for name in graph.outputs]], names
+        width = 0
+        if "hidden" in graph.outputs:
+            width = model.outputs[graph.outputs.index("hidden")].partial_shape[2].get_length()
+        return _Loaded(graph, request, width)
+
+
+def settings(dtype: str, threads: int) -> dict[str, Any]:
+    """How OpenVINO runs a graph: one batch at a time, and no thread is bound to a core, where others may be at work."""
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": threads,
+        "ENABLE_CPU_PINNING": False,
+        "INFERENCE_PRECISION_HINT": "bf16" if dtype == "bfloat16" else "f32",
+    }
+
+
+def has_bfloat16() -> bool:
+    """Whether the CPU computes in bfloat16 by instructions of its own."""
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _padded(array: npt.NDArray[Any], shape: tuple[int, int]) -> npt.NDArray[Any]:
+    """An array [B, ...] or [B, L, ...] with so many rows and tokens, contiguous; as it is where it is so already.
+
+    A row of padding has one token, a zero, so that nothing divides by nothing.
+    """
+    wanted = (*shape, *array.shape[2:])[: max(1, array.ndim)]
+    if array.shape == wanted:
+        return np.ascontiguousarray(array)
+    made = np.ones(wanted, array.dtype) if array.ndim == 1 else np.zeros(wanted, array.dtype)
+    made[tuple(slice(size) for size in array.shape)] = array
+    return made
