@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast, overload
 
+from offramp.calibration.monitor import Monitor
 from offramp.calibration.points import OperatingPoint, read_points
 from offramp.calibration.promise import percent, promise_kind
 from offramp.calibration.sweep import choose
@@ -24,10 +25,14 @@ from offramp.tasks import Task, make_task
 from offramp.traces.store import load_trace
 from offramp.traces.trace import Trace
 from offramp.types import Prediction
+from offramp.watch import Watch
 
 __all__ = ["Classifier", "Setting", "load"]
 
 logger = logging.getLogger(__name__)
+
+_WATCHED = 8
+"""Batches of texts that a monitor lets be on their way: what it decides holds for those after them."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class Setting:
     """Where they come from, in words."""
     promise: Mapping[str, Any] | None = None
     """Of the operating point, where it is used as it is."""
+    point: OperatingPoint | None = None
+    """Where it is used as it is."""
 
 
 def load(
@@ -50,6 +57,7 @@ def load(
     dtype: str | None = None,
     batch_size: int = 32,
     threads: int | None = None,
+    monitor: Monitor | None = None,
 ) -> Classifier:
     """Load a run folder.
 
@@ -62,6 +70,8 @@ def load(
             neighbours in a batch can change an answer. None: int8 where it was exported, else float32.
         batch_size: most texts computed together. In float32 it changes no answer.
         threads: of exported graphs; None: one for every core.
+        monitor: watches the operating point that is used first, warns where the texts change or the promise does not
+            hold, and falls back (docs/drift.md). From then on every call must mean that operating point.
 
     Raises:
         RunError: the folder is no run, is damaged, or was written by a newer offramp; or its export is or was.
@@ -72,7 +82,7 @@ def load(
         raise KnobError(f"batch_size must be 1 or more, not {batch_size}")
     run = Run.open(folder)
     opened = open_runtime(run.folder, runtime, device=device, dtype=dtype, threads=threads)
-    return Classifier(run, opened, batch_size=batch_size)
+    return Classifier(run, opened, batch_size=batch_size, monitor=monitor)
 
 
 class Classifier:
@@ -85,9 +95,10 @@ class Classifier:
         task: logits to answers.
         points: operating points, the default first.
         columns: where training found texts and labels; None where the run does not say.
+        monitor: what watches the stream of texts; None: nothing does.
     """
 
-    def __init__(self, run: Run, runtime: Runtime, *, batch_size: int = 32) -> None:
+    def __init__(self, run: Run, runtime: Runtime, *, batch_size: int = 32, monitor: Monitor | None = None) -> None:
         self.run = run
         self.runtime = runtime
         self.batch_size = batch_size
@@ -95,6 +106,8 @@ class Classifier:
         self.task: Task = make_task(run.problem_type, run.id2label)
         self.points: list[OperatingPoint] = read_points(run.folder)
         self.columns = _columns(run)
+        self.monitor = monitor
+        self._watch: Watch | None = None
         self._warned: set[str] = set()
 
     @overload
@@ -172,6 +185,8 @@ class Classifier:
             "knobs": knobs is not None,
             "max_risk": max_risk is not None,
         }
+        if risk is not None and max_risk is None:
+            raise KnobError("risk says what max_risk is about: give max_risk with it")
         chosen = [name for name, given in wishes.items() if given]
         if (full_depth or max_risk is not None) and max_layers is not None:
             chosen.append("max_layers")  # leaving sooner than the point does is not what was promised
@@ -216,7 +231,7 @@ class Classifier:
     def _as_it_is(self, point: OperatingPoint) -> Setting:
         self._check_origin(point)
         criterion = make(point.criterion, **point.settings)
-        return Setting(criterion, dict(point.knobs), f"operating point {point.name!r}", point.promise)
+        return Setting(criterion, dict(point.knobs), f"operating point {point.name!r}", point.promise, point)
 
     def _promised(self, max_risk: float, risk: str | None) -> OperatingPoint:
         """The fastest operating point whose promise is at most ``max_risk``.
@@ -235,7 +250,9 @@ class Classifier:
         )
         command = f"`offramp calibrate {self.run.folder} --data DATA --max-risk {max_risk:g}{option}` makes one"
         if len(about) > 1:
-            raise KnobError(f"there are promises about {' and '.join(about)}: say which with risk={about[0]!r}")
+            raise KnobError(
+                f"there are promises about {' and '.join(about)}: say which with risk={about[0]!r} (--risk)"
+            )
         promised = [point for point in self.points if kinds.get(point.name) in about]
         kept = [point for point in promised if point.promise is not None and point.promise["risk"] <= max_risk + 1e-12]
         if not promised:
@@ -283,8 +300,10 @@ class Classifier:
         """Classify a stream of texts, in its order, holding at most a few chunks in memory.
 
         A warning at the end says how many were longer than the model reads.
+
+        Raises:
+            KnobError: there is a monitor, and the setting is not the operating point that it watches.
         """
-        engine = self.engine(setting)
         truncated: dict[int, bool] = {}
         number = cut = 0
 
@@ -298,9 +317,40 @@ class Classifier:
                     yield Unit(number, encoded)
                     number += 1
 
-        for finished in engine.run_in_order(units(), setting.knobs, chunk=chunk):
-            yield self.read(finished, truncated=truncated.pop(finished.id))
+        if self.monitor is None:
+            done = self.engine(setting).run_in_order(units(), setting.knobs, chunk=chunk)
+            answers: Iterator[tuple[int, Prediction]] = ((finished.id, self.read(finished)) for finished in done)
+        else:
+            watch = self.watch(self.monitor, setting)
+            engine = Engine(self.runtime, watch.criterion, pad_token=self.tokenizer.pad_token, max_rows=self.batch_size)
+            answers = watch.stream(engine, units(), chunk=min(chunk, _WATCHED * self.batch_size))
+        for text, prediction in answers:
+            yield replace(prediction, truncated=True) if truncated.pop(text) else prediction
         self._say_what_was_cut(cut, number)
+
+    def watch(self, monitor: Monitor, setting: Setting) -> Watch:
+        """The monitor, bound to the setting's operating point: what it has seen so far stays.
+
+        Raises:
+            KnobError: the setting is no operating point as it is, or another than the one watched; or nothing of it
+                can be watched.
+        """
+        point = setting.point
+        if point is None:
+            raise KnobError(
+                f"a monitor watches an operating point as it is, and this is {setting.origin}: ask for one of "
+                f"{', '.join(repr(one.name) for one in self.points)}, by max_risk or speedup, or load without a monitor"
+            )
+        if self._watch is None:
+            self._watch = Watch(
+                monitor, point, self.points, folder=self.run.folder, info=self.runtime.info, task=self.task
+            )
+        if self._watch.point != point:
+            raise KnobError(
+                f"the monitor watches operating point {self._watch.point.name!r}, and this is {point.name!r}: load the "
+                "run again, with a monitor of its own"
+            )
+        return self._watch
 
     def engine(self, setting: Setting) -> Engine:
         """A fresh engine for one setting."""

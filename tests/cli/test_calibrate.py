@@ -199,3 +199,69 @@ def test_what_was_never_calibrated_is_refused(cli: Cli, run: Path, fresh: Path, 
     )
     assert calibrate(cli, run, "--max-risk", 0.05).status == 0
     assert "the smallest risk that was promised is 5.0 %" in cli(command, run, *more, "--max-risk", 0.01).error
+
+
+def test_which_risk_is_meant(cli: Cli, run: Path, fresh: Path) -> None:
+    assert calibrate(cli, run, "--max-risk", 0.05).status == 0
+    assert calibrate(cli, run, "--max-risk", 0.05, "--risk", "error").status == 0
+    for command, more in (
+        ("predict", ["a gem"]),
+        ("inspect", ["a gem"]),
+        ("evaluate", ["--data", fresh, "--rounds", 0]),
+    ):
+        said = cli(command, run, *more, "--max-risk", 0.05).error
+        assert said == "there are promises about disagreement and error: say which with risk='disagreement' (--risk)"
+        done = cli(command, run, *more, "--max-risk", 0.05, "--risk", "error")
+        assert done.status == 0
+        if command != "predict":
+            assert "at most 5.0 % of texts are answered wrongly that the full model answers rightly" in done.out
+        assert "risk says what max_risk is about" in cli(command, run, *more, "--risk", "error").error
+
+
+def test_inspect_says_what_is_promised(cli: Cli, run: Path) -> None:
+    assert calibrate(cli, run, "--max-risk", 0.05).status == 0
+    out = cli("inspect", run, "a gem", "--max-risk", 0.05).out
+    assert out.endswith("With 95 % confidence at most 5.0 % of answers differ from the full model's.\n")
+    assert cli("inspect", run, "a gem", "--max-risk", 0.05, "--json").json["promise"]["risk"] == 0.05
+    assert "confidence" not in cli("inspect", run, "a gem").out.splitlines()[-1]
+    assert cli("inspect", run, "a gem", "--json").json["promise"] is None
+
+
+def test_a_point_remembers_what_it_did(cli: Cli, run: Path) -> None:
+    """With the texts that promised: those that tuned it are no sample of what is to come."""
+    from offramp.calibration.certify import halves
+    from offramp.calibration.drift import Reference
+
+    assert calibrate(cli, run, "--max-risk", 0.05, "--seed", 3).status == 0
+    point = read_points(run)[-1]
+    proving = halves(load_trace(run / "traces" / "rows"), share=0.4, seed=3)[1]
+    expected = Reference.of(proving, make(point.criterion, **point.settings), point.knobs)
+    found = Reference.from_json(point.measured["reference"])
+    np.testing.assert_array_equal(found.counts, expected.counts)
+    assert found.texts == 180
+
+
+def test_predict_under_a_monitor(cli: Cli, run: Path, fresh: Path) -> None:
+    assert calibrate(cli, run, "--max-risk", 0.1).status == 0
+    texts = [json.loads(line)["text"] for line in fresh.read_text().splitlines()][:60]
+    plain = cli("predict", run, "--max-risk", 0.1, *texts)
+    for words in (("--monitor",), ("--shadow-every", 4), ("--shadow-every", 4, "--batch-size", 1)):
+        done = cli("predict", run, "--max-risk", 0.1, "--false-alarms", 1e-6, *words, stdin="\n".join(texts))
+        assert [(one["label"], one["exit_layer"]) for one in done.lines] == [
+            (one["label"], one["exit_layer"]) for one in plain.lines
+        ]
+        shadows = ", 15 shadow runs: operating point 'edr-disagreement-0.1-at-0.95' lost " if len(words) > 1 else ""
+        assert done.err.startswith(f"offramp: 60 texts watched{shadows}")
+        assert done.err.endswith("; no alarm\n")
+        assert done.err.count("\n") == 1
+        if shadows:
+            assert sum(one["layers_executed"] == 3 for one in done.lines) >= 15
+    done = cli("predict", run, "--max-risk", 0.1, "--monitor", stdin="the of a and\n" * 200)
+    ring, summary = done.err.splitlines()
+    assert "they are not like those of the calibration any more" in ring
+    assert summary == "offramp: 200 texts watched; 1 alarm, now at edr-disagreement-0.1-at-0.95"
+    said = cli("predict", run, "--threshold", 0.3, "--monitor", "a gem").error
+    assert said.startswith(
+        "a monitor watches an operating point as it is, and this is as given: ask for one of 'default'"
+    )
+    assert "false_alarms is a probability" in cli("predict", run, "--monitor", "--false-alarms", 2, "a gem").error

@@ -23,7 +23,7 @@ from offramp.errors import DataError, KnobError, UnsupportedError
 from offramp.tasks import Task, make_task
 from offramp.traces.trace import Trace
 
-__all__ = ["RISKS", "Loss", "Risk", "import_loss", "make_risk"]
+__all__ = ["RISKS", "Loss", "Risk", "answer_loss", "import_loss", "make_risk"]
 
 Floats = NDArray[np.float64]
 
@@ -104,6 +104,25 @@ def make_risk(risk: str | Loss, trace: Trace) -> Risk:
     if trace.labels is None:
         raise DataError("risk 'error' needs labels, and there are none: give labelled data, or promise disagreement")
     return Risk(risk, _error(task), binary=True, needs_labels=True)
+
+
+def answer_loss(name: str, task: Task) -> Loss:
+    """A loss that needs no labels, by the name that a promise has: ``disagreement``, or ``module:function``.
+
+    Raises:
+        KnobError: no such loss.
+        UnsupportedError: regression, where no answer is simply the same.
+    """
+    if ":" in name:
+        return import_loss(name)
+    if name != "disagreement":
+        raise KnobError(f"no loss without labels is called {name!r}: there are disagreement and module:function")
+    if task.problem_type == "regression":
+        raise UnsupportedError(
+            "disagreement needs answers that are the same or not, and this is regression: promise a loss of your own "
+            "(--risk module:function), and shadow runs watch that"
+        )
+    return _disagreement(task)
 
 
 def import_loss(name: str) -> Loss:

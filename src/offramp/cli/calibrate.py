@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -127,7 +127,7 @@ def calibrate(
         "confidence": confidence, "risk": _loss(risk), "fixed": fixed, "tuning_share": tuning_share, "seed": seed,
         "metric": metric, "name": name, "chosen_on": told,
     }  # fmt: skip
-    point = _point(recorded, rule, wishes, expected=expected, more=more)
+    point = _remembered(_point(recorded, rule, wishes, expected=expected, more=more), recorded, tuning_share, seed)
     _save(opened, points, point, default=default or not points)
     _show(point, recorded, as_json)
 
@@ -143,6 +143,17 @@ def _point(
     if max_drop is not None and trace.labels is None:
         raise DataError("--max-drop is about scores, and there are no labels: give labelled data, or --max-risk")
     return choose_measured(trace, rule, speedup=speedup, max_drop=max_drop, **more)
+
+
+def _remembered(point: OperatingPoint, trace: Trace, tuning_share: float, seed: int) -> OperatingPoint:
+    """The point, with what it did with the texts that did not tune it: a monitor compares with that."""
+    from offramp.calibration.certify import halves
+    from offramp.calibration.drift import Reference
+    from offramp.criteria import make
+
+    proving = halves(trace, share=tuning_share, seed=seed)[1]
+    reference = Reference.of(proving, make(point.criterion, **point.settings), point.knobs)
+    return replace(point, measured=point.measured | {"reference": reference.to_json()})
 
 
 def _criterion(

@@ -21,8 +21,8 @@ from offramp.errors import KnobError
 
 __all__ = [
     "BatchSize", "Columns", "Device", "Dtype", "FullDepth", "Json", "KnobValues", "LabelColumn", "MaxLayers", "MaxRisk",
-    "RunFolder", "RuntimeName", "Speedup", "Threads", "Threshold", "console", "parse_knobs", "parse_settings",
-    "print_json", "progress", "quiet_transformers", "show", "split_columns",
+    "RiskKind", "RunFolder", "RuntimeName", "Speedup", "Threads", "Threshold", "console", "parse_knobs",
+    "parse_settings", "print_json", "progress", "quiet_transformers", "show", "split_columns",
 ]  # fmt: skip
 
 RunFolder = Annotated[Path, typer.Argument(help="Run folder that `offramp train` wrote.", metavar="RUN")]
@@ -55,6 +55,14 @@ Speedup = Annotated[
 MaxRisk = Annotated[
     float | None,
     typer.Option(metavar="X", help="Risk promised at most, such as 0.01: the fastest calibrated point that keeps it."),
+]
+RiskKind = Annotated[
+    str | None,
+    typer.Option(
+        "--risk",
+        metavar="NAME",
+        help="What --max-risk is about, where several risks were promised: disagreement, error.",
+    ),
 ]
 FullDepth = Annotated[bool, typer.Option("--full-depth", help="No early exit.")]
 MaxLayers = Annotated[

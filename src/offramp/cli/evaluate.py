@@ -19,6 +19,7 @@ from offramp.cli.common import (
     LabelColumn,
     MaxLayers,
     MaxRisk,
+    RiskKind,
     RunFolder,
     RuntimeName,
     Speedup,
@@ -40,6 +41,7 @@ def evaluate(
     threshold: Threshold = None,
     speedup: Speedup = None,
     max_risk: MaxRisk = None,
+    risk: RiskKind = None,
     knob: KnobValues = None,
     max_layers: MaxLayers = None,
     full_depth: FullDepth = False,
@@ -68,7 +70,7 @@ def evaluate(
     classifier = load(run, runtime=runtime, device=device, dtype=dtype, batch_size=batch_size, threads=threads)
     setting = classifier.setting(
         threshold=threshold, speedup=speedup, max_layers=max_layers, full_depth=full_depth, knobs=parse_knobs(knob),
-        max_risk=max_risk,
+        max_risk=max_risk, risk=risk,
     )  # fmt: skip
     examples = load_examples(
         data, classifier.task, text_columns=split_columns(text_columns), label_column=label_column,

@@ -15,6 +15,8 @@ from offramp.cli.common import (
     Json,
     KnobValues,
     MaxLayers,
+    MaxRisk,
+    RiskKind,
     RunFolder,
     RuntimeName,
     Speedup,
@@ -43,6 +45,8 @@ def inspect(
     second: Annotated[str | None, typer.Argument(metavar="SECOND", help="The second text of a pair.")] = None,
     threshold: Threshold = None,
     speedup: Speedup = None,
+    max_risk: MaxRisk = None,
+    risk: RiskKind = None,
     knob: KnobValues = None,
     max_layers: MaxLayers = None,
     full_depth: FullDepth = False,
@@ -60,8 +64,9 @@ def inspect(
     classifier = load(run, runtime=runtime, device=device)
     _check_number(classifier.columns, 1 if second is None else 2)
     setting = classifier.setting(
-        threshold=threshold, speedup=speedup, max_layers=max_layers, full_depth=full_depth, knobs=parse_knobs(knob)
-    )
+        threshold=threshold, speedup=speedup, max_layers=max_layers, full_depth=full_depth, knobs=parse_knobs(knob),
+        max_risk=max_risk, risk=risk,
+    )  # fmt: skip
     result = inspect_text(classifier, setting, text if second is None else (text, second))
     if as_json:
         print_json(result)
@@ -92,7 +97,7 @@ def inspect_text(classifier: Any, setting: Any, text: str | tuple[str, str]) -> 
         ``layers``: for each exit ``layer``, ``label``, ``score``, one number for every scored criterion that fits
         (``entropy``, ``confidence``, ``dr``, ``edr``; None where the exit measures no distances), ``delta`` for
         regression (how far the number moved from the exit before; None at the first), ``distances`` by class where
-        the exit measures them, and ``left``.
+        the exit measures them, and ``left``. ``promise``: what the operating point promises; None: nothing.
     """
     from offramp.bench.wallclock import run_encoded
     from offramp.engine.record import record
@@ -125,6 +130,7 @@ def inspect_text(classifier: Any, setting: Any, text: str | tuple[str, str]) -> 
         "exit_layer": prediction.exit_layer,
         "criterion": setting.criterion.name,
         "knobs": dict(setting.knobs),
+        "promise": None if setting.promise is None else dict(setting.promise),
         "layers": layers,
     }
 
@@ -177,7 +183,11 @@ def _print(result: dict[str, Any]) -> None:
         )
     show(table)
     cut = ", cut from more" if result["truncated"] else ""
-    console().print(f"\n{_why(result)} {result['tokens']} tokens{cut}.")
+    from offramp.calibration.promise import promise_sentence
+
+    promise = result.get("promise")
+    said = "" if promise is None else f"\n{promise_sentence(promise)}"
+    console().print(f"\n{_why(result)} {result['tokens']} tokens{cut}.{said}")
 
 
 def _label(label: Any) -> str:

@@ -20,6 +20,7 @@ from offramp.cli.common import (
     KnobValues,
     MaxLayers,
     MaxRisk,
+    RiskKind,
     RunFolder,
     RuntimeName,
     Speedup,
@@ -57,6 +58,7 @@ def predict(
     threshold: Threshold = None,
     speedup: Speedup = None,
     max_risk: MaxRisk = None,
+    risk: RiskKind = None,
     knob: KnobValues = None,
     max_layers: MaxLayers = None,
     full_depth: FullDepth = False,
@@ -65,11 +67,25 @@ def predict(
     dtype: Dtype = None,
     runtime: RuntimeName = None,
     threads: Threads = None,
+    monitor: Annotated[
+        bool, typer.Option("--monitor", help="Say where texts are not like those of the calibration any more.")
+    ] = False,
+    shadow_every: Annotated[
+        int | None,
+        typer.Option(
+            metavar="K", help="Run one text in K at full depth too; fall back where the promise does not hold.", min=1
+        ),
+    ] = None,
+    false_alarms: Annotated[
+        float, typer.Option(metavar="X", help="Probability that the monitor ever rings for nothing.")
+    ] = 0.01,
 ) -> None:
     """Classify texts, in their order: one JSON object a line with label, score, exit_layer and layers_executed.
 
-    With --batch-size 1 each line of standard input is answered before the next is read.
+    With --batch-size 1 each line of standard input is answered before the next is read. --monitor and --shadow-every
+    watch the operating point, and say on standard error what they find (docs/drift.md).
     """
+    from offramp.calibration.monitor import Monitor
     from offramp.pipeline import load
     from offramp.runtimes import check_installed
 
@@ -77,11 +93,17 @@ def predict(
         raise KnobError("give texts or --input, not both")
     if check_installed(runtime, run, device=device, dtype=dtype) == "torch":
         quiet_transformers()
-    classifier = load(run, runtime=runtime, device=device, dtype=dtype, batch_size=batch_size, threads=threads)
+    watched = monitor or shadow_every is not None
+    classifier = load(
+        run, runtime=runtime, device=device, dtype=dtype, batch_size=batch_size, threads=threads,
+        monitor=Monitor(false_alarms=false_alarms, shadow_every=shadow_every) if watched else None,
+    )  # fmt: skip
     setting = classifier.setting(
         threshold=threshold, speedup=speedup, max_layers=max_layers, full_depth=full_depth, knobs=parse_knobs(knob),
-        max_risk=max_risk,
+        max_risk=max_risk, risk=risk,
     )  # fmt: skip
+    if classifier.monitor is not None:
+        classifier.watch(classifier.monitor, setting)  # what cannot be watched is said before the first answer
     typed = not texts and input is None and sys.stdin.isatty()
     if typed:
         print("A text a line; Ctrl-D ends.", file=sys.stderr)
@@ -95,6 +117,9 @@ def predict(
         sys.stdout.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
         if one_by_one:
             sys.stdout.flush()
+    if classifier.monitor is not None:
+        sys.stdout.flush()
+        print(f"offramp: {classifier.monitor.summary()}", file=sys.stderr)
     if broken:
         sys.stdout.flush()  # the answers first, then what ended them
         raise broken[0]
