@@ -199,7 +199,217 @@ def prototype_overhead(result: Result) -> str:
     return "\n".join([*lines, "", _origin(result, "python benchmarks/prototype_overhead.py")])
 
 
+def drift(result: Result) -> str:
+    """For each model: what other texts cost, when alarms ring, and what the policies do."""
+    lines: list[str] = []
+    for one in result["models"]:
+        lines += [f"### {one['model']}", "", *_price(one), "", *_alarms(one, result), "", *_policies(one, result), ""]
+    return "\n".join([*lines, _origin(result, "python benchmarks/drift.py")])
+
+
+def _price(one: Result) -> list[str]:
+    lines = [
+        f"An operating point that promises 2 %, on whole streams (mean of {one['calibrations']} calibrations; 95 % "
+        "bootstrap intervals over texts):",
+        "",
+        "| texts | number | accuracy at full depth | accuracy lost by leaving early, points | answers that differ | "
+        "layer speed-up |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in one["price"]:
+        differ = [1 - value for value in row["agreement"]]
+        lines.append(
+            f"| {row['stream']} | {row['n']:,} | {_between(row['full_depth'], 1)} | {_between(row['drop'], 2)} | "
+            f"{_between([differ[0], differ[2], differ[1]], 2, ' %')} | {row['layer_speedup']:.2f}x |"
+        )
+    return lines
+
+
+def _between(found: Sequence[float] | None, digits: int, unit: str = "") -> str:
+    if found is None:
+        return "no labels"
+    mean, low, high = (f"{100 * value:.{digits}f}" for value in found)
+    return f"{mean}{unit} ({low} to {high})".replace("-0.00", "0.00")
+
+
+def _alarms(one: Result, result: Result) -> list[str]:
+    calm = one["nothing changes"]
+    lines = [
+        f"![when the alarms ring](drift/{one['model']}-alarms.png)",
+        "",
+        f"Nothing changes: of {calm['streams']} streams of {calm['texts']:,} texts like those of the calibration, "
+        f"{calm['drift']} rang for drift and {calm['risk']} for the risk ({calm['risk, promise kept']} of them though "
+        f"the promise held); {100 * result['false_alarms']:g} % is what the monitor was allowed, for both together.",
+        "",
+        "| then come | after | drift rings in | after texts: median (10 % to 90 %) | risk rings in | after texts |",
+        "|---|---|---|---|---|---|",
+    ]
+    for cell in one["alarms"]:
+        told = " | ".join(
+            f"{100 * cell[f'{kind}_rang']:.0f} % | {_delay(cell[f'{kind}_quantiles'])}" for kind in ("drift", "risk")
+        )
+        lines.append(f"| {cell['stream']} | {cell['before']:,} | {told} |")
+    soon = sum(cell["false"] for cell in one["alarms"])
+    of = sum(cell["streams"] for cell in one["alarms"] if cell["before"])
+    return [*lines, "", f"{soon} of the {of} streams that change later rang before they did."]
+
+
+def _delay(quantiles: Sequence[float] | None) -> str:
+    if quantiles is None:
+        return "-"
+    low, middle, high = (f"{value:,.0f}" for value in quantiles)
+    return f"{middle} ({low} to {high})"
+
+
+def _policies(one: Result, result: Result) -> list[str]:
+    lines = [
+        f"![what the policies do along the stream](drift/{one['model']}-policies.png)",
+        "",
+        f"After {result['before']:,} texts like those of the calibration, on the {result['length']:,} or fewer that "
+        f"follow, as the stream goes (mean and standard deviation over {one['policies'][0]['streams']} streams):",
+        "",
+        "| then come | who chooses the threshold | answers that differ | accuracy | layer speed-up |",
+        "|---|---|---|---|---|",
+    ]
+    for cell in one["policies"]:
+        for row in cell["rows"]:
+            differ, spread = (100 * value for value in row["disagreement"])
+            right = row["accuracy"]
+            accuracy = "no labels" if right is None else f"{100 * right[0]:.1f} ± {100 * right[1]:.1f}"
+            lines.append(
+                f"| {cell['stream']} | {row['policy']} | {differ:.2f} ± {spread:.2f} % | {accuracy} | "
+                f"{row['layer_speedup']:.2f}x |"
+            )
+    return lines
+
+
 KEYS = ("area", "at_2x", "full_depth")
+
+
+def speed(result: Result) -> str:
+    """Deployments against each other, a table a scenario."""
+    settings, best = result["settings"], result["reference"]
+    lines = [
+        f"{result['setup']['data']}, {result['data']['n']} texts of dev, {settings['threads']} threads, median of "
+        f"{settings['rounds']} interleaved rounds; {_cpu(result)}. Points are lost against {best['of']} in fp32 "
+        f"({100 * best['accuracy']:.1f} %); of rows with exits on the half that nothing was chosen on (mean of "
+        f"{settings['splits']} splits, and where 95 % of them lie), of all others with a 95 % bootstrap interval.",
+    ]
+    for scenario, fastest in result["fastest_peer"].items():
+        lines += ["", f"**{scenario}**, " + _how(scenario, settings), "", *_speed_table(result, scenario, fastest)]
+    missing = [f"{row['label']} ({row['failure']})" for row in result["rows"] if "failure" in row]
+    if missing:
+        lines += ["", f"Missing: {'; '.join(missing)}."]
+    return "\n".join([*lines, "", _origin(result, "python benchmarks/speed.py")])
+
+
+def _cpu(result: Result) -> str:
+    machine = result["machine"]
+    return f"{machine['cpu']}, {machine['cores']} cores"
+
+
+def _how(scenario: str, settings: Result) -> str:
+    return f"batches of {settings['max_rows']}" if scenario == "Offline" else "one text at a time"
+
+
+def _speed_table(result: Result, scenario: str, fastest: str | None) -> list[str]:
+    times = "p50 / p90 / p99 ms | " if scenario == "SingleStream" else ""
+    lines = [
+        f"| | texts/s | beside the fastest peer | with tokenisation | {times}points lost | wall clock / layers |",
+        "|---|---|---|---|---|---|" + ("---|" if times else ""),
+    ]
+    rows = [row for row in result["rows"] if scenario in row]
+    for row in sorted(rows, key=lambda row: -_texts_a_second(row[scenario])["median"]):
+        entry = row[scenario]
+        bare, tokenised = (entry.get(f"{how} tokenisation") for how in ("without", "with"))
+        ratio = entry.get("ratio", {}).get("without tokenisation")
+        both = entry.get("ratio", {}).get("with tokenisation")
+        cells = [
+            f"**{row['label']}**" if row["name"] == fastest else row["label"],
+            "" if bare is None else f"{bare['texts_per_second']['median']:.0f}",
+            "" if ratio is None else f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})",
+            f"{tokenised['texts_per_second']['median']:.0f}" + ("" if both is None else f" ({both['median']:.2f})"),
+        ]
+        if times:
+            found = bare or tokenised
+            cells.append(" / ".join(f"{found[name]['median']:.1f}" for name in ("p50_ms", "p90_ms", "p99_ms")))
+        cells += [_lost(row, entry), _over_layers(row, entry)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _texts_a_second(entry: Result) -> Result:
+    found: Result = (entry.get("without tokenisation") or entry["with tokenisation"])["texts_per_second"]
+    return found
+
+
+def _lost(row: Result, entry: Result) -> str:
+    held_out = row["prepared"].get("held_out")
+    if held_out is None:
+        lost = entry["lost"]
+        return f"{lost['points']:.2f} ({lost['low']:.2f} to {lost['high']:.2f})"
+    return f"{held_out['lost']:.2f} ({held_out['lost_low']:.2f} to {held_out['lost_high']:.2f})"
+
+
+def _over_layers(row: Result, entry: Result) -> str:
+    """With exits: wall clock over layers; at full depth: the engine beside the runtime alone."""
+    if "wall_over_layers" in entry:
+        return f"{entry['wall_over_layers']:.2f} (layers {row['facts']['token_layer_fraction']:.2f})"
+    if "engine_against_whole_graph" in entry:
+        return f"engine {100 * (1 / entry['engine_against_whole_graph']['median'] - 1):+.0f} %"
+    return ""
+
+
+def speed_profile(result: Result) -> str:
+    """Memory, start-up and size; what layers and exits cost; static exits of equal speed."""
+    lines = ["| | start to first answer, s | peak memory, MB | files, MB |", "|---|---|---|---|"]
+    for row in result["rows"]:
+        if "failure" in row:
+            continue
+        size = row["prepared"].get("megabytes")
+        lines.append(
+            f"| {row['label']} | {row['startup_s']:.1f} | {row['facts']['peak_memory_mb']:.0f} | "
+            f"{'' if size is None else f'{size:.0f}'} |"
+        )
+    lines += [
+        "",
+        "| with exits | exits after layers | layer, ms | exit, ms | as fast: static exit | points gained on it |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        if row["group"] == "exits" and "failure" not in row:
+            lines += [_profile(row, scenario) for scenario in result["fastest_peer"] if scenario in row]
+    return "\n".join([*lines, "", _origin(result, "python benchmarks/speed.py")])
+
+
+def _profile(row: Result, scenario: str) -> str:
+    made, static = row["prepared"], row[scenario].get("shallow")
+    beside = ["none", ""] if static is None else [
+        static["name"].rpartition("-exit-")[2], f"{static['points']:.1f} ({static['low']:.1f} to {static['high']:.1f})"
+    ]  # fmt: skip
+    cells = [
+        f"{row['label']}, {scenario}",
+        ", ".join(map(str, made["exits"])) or "none",
+        f"{made['costs']['layer_ms']:.2f}",
+        f"{made['costs']['exit_ms']:.2f}",
+        *beside,
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def limits(result: Result) -> str:
+    """What the machine can do at most."""
+    dtypes = list(next(iter(result["gigaoperations_per_second"].values())))
+    lines = [f"| matrix products, thousand million operations a second | {' | '.join(dtypes)} |"]
+    lines.append("|---|" + "---|" * len(dtypes))
+    for shape, found in result["gigaoperations_per_second"].items():
+        lines.append(f"| {shape} | {' | '.join(f'{found[dtype]:.0f}' for dtype in dtypes)} |")
+    copied = (
+        f"Memory is copied at {result['copied_gigabytes_per_second']:.0f} GB a second ({result['threads']} threads)."
+    )
+    return "\n".join([*lines, "", f"{copied} {_cpu(result)}.", "", _origin(result, "python benchmarks/limits.py")])
+
+
 TABLES: Mapping[str, tuple[str, Callable[[Result], str]]] = {
     "sst2": ("README.md", sst2),
     "training_curves": ("docs/training.md", training_curves),
@@ -207,7 +417,13 @@ TABLES: Mapping[str, tuple[str, Callable[[Result], str]]] = {
     "prototypes": ("docs/research/de3bert.md", prototypes),
     "prototype_overhead": ("docs/research/de3bert.md", prototype_overhead),
     "signals": ("docs/research/de3bert.md", signals),
+    "drift": ("docs/drift.md", drift),
+    "speed": ("docs/performance.md", speed),
+    "speed_profile": ("docs/performance.md", speed_profile),
+    "limits": ("docs/performance.md", limits),
 }
+SOURCES = {"speed_profile": "speed"}
+"""Blocks written from another block's result."""
 """Result file and block -> page, and how the block is written."""
 
 
@@ -253,7 +469,7 @@ def main() -> None:
     check = parser.parse_args().check
     stale = []
     for name, (page, write) in TABLES.items():
-        source = RESULTS / f"{name}.json"
+        source = RESULTS / f"{SOURCES.get(name, name)}.json"
         table = write(json.loads(source.read_text(encoding="utf-8"))) if source.is_file() else "Not run yet."
         path = ROOT / page
         before = path.read_text(encoding="utf-8")

@@ -18,7 +18,8 @@ from offramp.errors import OfframpError
 __all__ = ["app", "main"]
 
 COMMANDS = (
-    "demo", "train", "attach", "record", "compare", "calibrate", "export", "evaluate", "predict", "inspect", "recipes",
+    "demo", "train", "attach", "record", "compare", "calibrate", "export", "bench", "evaluate", "predict", "inspect",
+    "recipes",
 )  # fmt: skip
 """The subcommands, each a file here, in the order of a first visit."""
 

@@ -322,6 +322,8 @@ class Engine:
     def _take(self, stage: int, ids: Sequence[int]) -> list[_Rows]:
         """Take rows out of the groups parked before a stage."""
         groups, self._parked[stage] = self._parked[stage], []
+        if sum(len(rows.ids) for rows in groups) == len(ids):  # all that are here, as with one text at a time
+            return groups
         taken = []
         for rows in groups:
             wanted = np.isin(rows.ids, ids)
@@ -386,6 +388,8 @@ def _fit(rows: _Rows) -> _Rows:
 
 def _decided(decision: Decision) -> tuple[npt.NDArray[np.bool_], npt.NDArray[Any]]:
     """Who leaves [B] and the answers [B, C] in one transfer, as a column beside the answers."""
+    if isinstance(decision.leave, np.ndarray) and isinstance(decision.answer, np.ndarray):
+        return decision.leave, to_host(decision.answer)
     xp = array_namespace(decision.answer)
     leave = xp.astype(decision.leave, decision.answer.dtype)
     host = to_host(xp.concat([decision.answer, leave[:, None]], axis=1))

@@ -1,0 +1,59 @@
+"""What a layer and an exit cost on this machine, by the clock: the cost model that exits are chosen by."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from offramp.bench.exit_choice import Costs
+from offramp.criteria import make
+from offramp.engine.engine import Engine
+from offramp.engine.units import Unit
+from offramp.inputs.tokens import Encoded
+from offramp.pipeline import Classifier, Setting
+
+__all__ = ["measure_costs"]
+
+_NOBODY = 1e-9
+"""A threshold that no entropy is below, so that every exit is asked and nobody leaves."""
+_MOST = 256
+"""Texts, spread over those given."""
+
+
+def measure_costs(
+    every: Classifier, full: Classifier, encoded: Sequence[Encoded], *, max_rows: int, repeats: int
+) -> Costs:
+    """Time a model with all its exits, nobody leaving, against the same at full depth without any.
+
+    Args:
+        every: with every exit.
+        full: without early exits, on the same runtime.
+        encoded: texts.
+        max_rows: of a batch.
+        repeats: timings of each, interleaved, after one that does not count; medians are taken.
+    """
+    texts = encoded[:: max(1, len(encoded) // _MOST)][:_MOST]
+    asked = Setting(make("entropy"), {"threshold": _NOBODY}, "costs")
+    whole = full.setting(full_depth=True)
+    seconds: dict[str, list[float]] = {"asked": [], "whole": []}
+    for number in range(repeats + 1):
+        for name, classifier, setting in (("asked", every, asked), ("whole", full, whole)):
+            taken = _seconds(classifier, setting, texts, max_rows)
+            if number:
+                seconds[name].append(taken)
+    depth, exits = full.runtime.info.num_layers, max(1, len(every.runtime.info.stages) - 1)
+    whole_seconds = float(np.median(seconds["whole"]))
+    more = max(0.0, float(np.median(seconds["asked"])) - whole_seconds)
+    return Costs(layer=whole_seconds / depth / len(texts), exit=more / exits / len(texts))
+
+
+def _seconds(classifier: Classifier, setting: Setting, texts: Sequence[Encoded], max_rows: int) -> float:
+    engine = Engine(classifier.runtime, setting.criterion, pad_token=classifier.tokenizer.pad_token, max_rows=max_rows)
+    units = [Unit(number, text) for number, text in enumerate(texts)]
+    groups = [units] if max_rows > 1 else [[unit] for unit in units]
+    start = time.perf_counter()
+    for group in groups:
+        list(engine.run_in_order(group, setting.knobs))
+    return time.perf_counter() - start

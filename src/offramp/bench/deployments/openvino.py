@@ -1,0 +1,78 @@
+"""The whole model as one graph in OpenVINO: fp32, bf16, or static int8 made by NNCF."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import openvino
+
+from offramp.bench.deployments.base import Floats, batched, gathered, padded
+from offramp.inputs.tokens import Encoded
+
+__all__ = ["prepare", "serve"]
+
+_CALIBRATION = 300
+"""Texts on which ranges of activations are measured: NNCF's own default."""
+
+
+def prepare(model: Path, folder: Path, texts: Sequence[Encoded], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Write ``model.xml``: converted from torch, so that OpenVINO sees attention whole, and quantised where asked."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    loaded: Any = AutoModelForSequenceClassification.from_pretrained(str(model), dtype=torch.float32)
+    loaded.eval()
+    pad_token = int(settings["pad_token"])
+    example = {name: torch.from_numpy(value) for name, value in padded(texts[:2], pad_token).items()}
+    graph = openvino.convert_model(loaded, example_input=example)
+    for place, name in enumerate(example):
+        graph.inputs[place].get_tensor().set_names({name})
+    if settings["dtype"] == "int8":
+        graph = _quantised(graph, texts[:_CALIBRATION], pad_token)
+    path = folder / "model.xml"
+    openvino.save_model(graph, path, compress_to_fp16=False)
+    kinds: dict[str, int] = {}
+    for node in graph.get_ops():
+        kinds[node.get_type_name()] = kinds.get(node.get_type_name(), 0) + 1
+    counted = {name: kinds.get(name, 0) for name in ("ScaledDotProductAttention", "MatMul", "FakeQuantize", "MVN")}
+    return {"operators": counted, "megabytes": path.with_suffix(".bin").stat().st_size / 1e6}
+
+
+def _quantised(graph: Any, texts: Sequence[Encoded], pad_token: int) -> Any:
+    import nncf
+
+    dataset = nncf.Dataset([padded([text], pad_token) for text in texts])
+    return nncf.quantize(graph, dataset, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(texts))
+
+
+def serve(model: Path, folder: Path, threads: int, settings: Mapping[str, Any]) -> Any:
+    """``settings``: ``dtype`` (float32, bfloat16, int8), ``pad_token``."""
+    return _Compiled(folder / "model.xml", threads, settings)
+
+
+class _Compiled:
+    """One compiled model, one request after the other."""
+
+    takes_texts = False
+
+    def __init__(self, path: Path, threads: int, settings: Mapping[str, Any]) -> None:
+        dtype = str(settings["dtype"])
+        hints = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": "bf16" if dtype == "bfloat16" else "f32",
+        }
+        compiled = openvino.Core().compile_model(str(path), "CPU", hints)
+        self._request: Any = compiled.create_infer_request()
+        self._pad_token = int(settings["pad_token"])
+        self.facts = {"dtype": dtype, "batches": "sorted", "hints": {name: str(value) for name, value in hints.items()}}
+
+    def answer(self, texts: Sequence[Encoded], max_rows: int) -> Floats:
+        return gathered(self._parts(texts, max_rows), len(texts))
+
+    def _parts(self, texts: Sequence[Encoded], max_rows: int) -> Iterator[tuple[Any, Floats]]:
+        for rows in batched(texts, max_rows):
+            inputs = padded([texts[row] for row in rows], self._pad_token)
+            yield rows, self._request.infer(inputs, share_inputs=True)[0]

@@ -1,0 +1,154 @@
+"""offramp itself: a run on one of its runtimes, with exits or at full depth; without the engine; or cut at an exit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from offramp.bench.deployments.base import Floats, batched, gathered
+from offramp.bench.export import export_run
+from offramp.criteria import make
+from offramp.engine.engine import Counts
+from offramp.engine.units import Finished, Unit
+from offramp.inputs.batching import pad
+from offramp.inputs.tokens import Encoded
+from offramp.pipeline import Setting, load
+from offramp.runtimes.base import RuntimeInfo
+
+__all__ = ["prepare", "serve"]
+
+_FILES = ("config.json", "model.safetensors", "operating_points.json", "tokenizer.json", "tokenizer_config.json")
+"""Of a run folder, without which it cannot be served."""
+
+
+def prepare(model: Path, folder: Path, texts: Sequence[Encoded], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A run folder with one export in it.
+
+    ``settings``: ``runtime``, ``dtype``, ``exits`` (layers, or "all"), ``kind`` (of int8), ``texts`` (to measure ranges
+    and agreement on).
+    """
+    for name in _FILES:
+        if (model / name).is_file():
+            shutil.copyfile(model / name, folder / name)
+    if settings["runtime"] == "torch":
+        return {"megabytes": (folder / "model.safetensors").stat().st_size / 1e6}
+    made = export_run(
+        folder, settings["runtime"], dtype=settings["dtype"], kind=settings.get("kind"), exits=settings["exits"],
+        texts=settings["texts"],
+    )  # fmt: skip
+    graphs = folder / settings["runtime"] / ("int8" if settings["dtype"] == "int8" else "float32")
+    return {
+        "stages": [stage.layers for stage in made.stages],
+        "quantisation": made.quantisation,
+        "batch_invariant": made.batch_invariant,
+        "megabytes": sum(path.stat().st_size for path in graphs.rglob("*")) / 1e6,
+    }
+
+
+def serve(model: Path, folder: Path, threads: int, settings: Mapping[str, Any]) -> Any:
+    """``settings``: as for ``prepare``, and ``point`` (criterion, settings, knobs; None: full depth) or ``bare``
+    (whole: the stages one after the other, no engine; first: the first stage alone, a static exit).
+    """
+    runtime = settings["runtime"]
+    if runtime == "torch":
+        import torch
+
+        torch.set_num_threads(threads)
+    elif os.environ.get("OMP_NUM_THREADS") is None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    classifier = load(
+        folder, runtime=runtime, dtype=settings["dtype"], device="cpu", threads=None if runtime == "torch" else threads
+    )
+    if settings.get("bare"):
+        return _Bare(classifier, settings)
+    return _WithEngine(classifier, settings)
+
+
+class _WithEngine:
+    """What ``offramp.load`` gives."""
+
+    takes_texts = False
+
+    def __init__(self, classifier: Any, settings: Mapping[str, Any]) -> None:
+        self._classifier = classifier
+        point = settings.get("point")
+        if point is None:
+            self._setting = classifier.setting(full_depth=True)
+        else:
+            self._setting = Setting(make(point["criterion"], **point["settings"]), dict(point["knobs"]), "benchmark")
+        self._ran = _Ran(classifier.runtime.info)
+        info = classifier.runtime.info
+        self._facts = {"dtype": info.dtype, "batch_invariant": info.batch_invariant, "spinning": False}
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return self._facts | self._ran.facts()
+
+    def answer(self, texts: Sequence[Encoded], max_rows: int) -> Floats:
+        engine = self._classifier.engine(self._setting)
+        units = (Unit(number, text) for number, text in enumerate(texts))
+        finished = list(engine.run_in_order(units, self._setting.knobs, chunk=4096))
+        self._ran.add(texts, finished, engine.counts)
+        return np.stack([one.answer for one in finished])
+
+
+class _Ran:
+    """Layers, tokens and padding of everything that was run."""
+
+    def __init__(self, info: RuntimeInfo) -> None:
+        self._depth = info.num_layers
+        self._texts = self._layers = self._tokens = self._token_layers = self._run = self._padded = 0
+
+    def add(self, texts: Sequence[Encoded], finished: Sequence[Finished], counts: Counts) -> None:
+        """Count one pass."""
+        for text, one in zip(texts, finished, strict=True):
+            self._layers += one.layers_executed
+            self._tokens += len(text)
+            self._token_layers += len(text) * one.layers_executed
+        self._texts += len(texts)
+        self._run += int(counts.tokens.sum())
+        self._padded += int(counts.padded_tokens.sum())
+
+    def facts(self) -> dict[str, Any]:
+        """Means over all that was counted."""
+        if not self._texts:
+            return {}
+        return {
+            "layer_speedup": self._depth * self._texts / self._layers,
+            "token_layer_fraction": self._token_layers / (self._depth * self._tokens),
+            "padding": self._padded / self._run,
+        }
+
+
+class _Bare:
+    """The runtime alone, batches sorted by length: what a whole graph costs, or a static exit."""
+
+    takes_texts = False
+
+    def __init__(self, classifier: Any, settings: Mapping[str, Any]) -> None:
+        self._runtime, self._pad_token = classifier.runtime, classifier.tokenizer.pad_token
+        stages = self._runtime.info.stages
+        self._stages = stages[:1] if settings["bare"] == "first" else stages
+        self.facts = {
+            "dtype": self._runtime.info.dtype,
+            "batches": "sorted",
+            "spinning": False,
+            "layers": self._stages[-1].layers,
+        }
+
+    def answer(self, texts: Sequence[Encoded], max_rows: int) -> Floats:
+        return gathered(self._parts(texts, max_rows), len(texts))
+
+    def _parts(self, texts: Sequence[Encoded], max_rows: int) -> Iterator[tuple[Any, Floats]]:
+        types = texts[0].token_types is not None
+        for rows in batched(texts, max_rows):
+            given = pad([texts[row] for row in rows], rows.tolist(), pad_token=self._pad_token, token_types=types)
+            hidden, batch = self._runtime.embed(given)
+            for stage in self._stages:
+                hidden = self._runtime.run(stage, hidden, batch)
+            yield rows, self._runtime.exit(self._stages[-1], hidden, batch, {})[0].logits

@@ -1,0 +1,348 @@
+"""The rows of ``offramp bench``: which deployments stand against each other, and what each of them serves.
+
+The peers run a plain fine-tune of the same backbone at full depth, each as a careful user would deploy it. Ours run a
+trained run: at full depth on every runtime (what the engine costs), without the engine, cut off at one exit, and with
+exits at a loss of accuracy that is allowed. How fast to go is chosen on one half of the data and scored on the other
+(``bench.exit_choice``).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from offramp.bench.deployments.base import Job, make_ready, open_server
+from offramp.bench.exit_choice import Costs, ExitChoice, choose_exits
+from offramp.bench.export import EXPORTS
+from offramp.bench.speed import SCENARIOS
+from offramp.bench.worker import Failure, Load, in_a_process
+from offramp.calibration.points import read_points
+from offramp.criteria import Scored, make
+from offramp.errors import UnsupportedError
+from offramp.inputs.tokens import Text, Tokenizer
+from offramp.run import Run
+from offramp.traces.trace import Trace
+
+__all__ = ["Bench", "Ready", "our_rows", "peer_rows", "peers", "reference_of", "row_names"]
+
+_SEVERAL = 3
+"""Timings whose median is a cost."""
+_SAMPLE = 256
+"""Texts on which exports measure ranges and agreement."""
+
+Say = Callable[[str], None]
+Ready = tuple[Job, Mapping[str, Any] | Failure]
+"""A row, and what came of preparing it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What to measure."""
+
+    run: Path
+    """Run folder, ours."""
+    plain: Path
+    """Folder of the plain fine-tune that the peers serve."""
+    texts: Sequence[Text]
+    labels: npt.NDArray[np.int64]
+    work: Path
+    """Where graphs are written; what is there is made anew."""
+    max_lost: Sequence[float] = (0.5, 1.0)
+    """Points that rows with exits may lose."""
+    rows: Sequence[str] = ()
+    """Only rows whose name begins with one of these; empty: all."""
+    scenarios: Sequence[str] = SCENARIOS
+    rounds: int = 7
+    threads: int = 1
+    max_rows: int = 32
+    single: int = 200
+    """Texts of SingleStream, spread over the data."""
+    splits: int = 50
+    seed: int = 0
+
+    def wants(self, name: str) -> bool:
+        """Whether a row takes part."""
+        return not self.rows or any(name.startswith(prefix) for prefix in self.rows)
+
+    @property
+    def load(self) -> Load:
+        """What every row is given to do."""
+        run = Run.open(self.run)
+        every = max(1, len(self.texts) // self.single)
+        return Load(
+            self.texts, self.texts[::every][: self.single], run.folder, run.max_length, self.max_rows, self.threads
+        )
+
+
+def peers(pad_token: int) -> list[Job]:
+    """Full-depth deployments to beat, each as its documentation has it."""
+
+    def job(name: str, label: str, module: str, needs: Sequence[str], **settings: Any) -> Job:
+        given = {**settings, "pad_token": pad_token}
+        return Job(name, label, module, Path(), Path(), given, needs=tuple(needs))
+
+    torch, onnx = ("torch", "transformers"), ("torch", "transformers", "onnx", "onnxruntime")
+    vino = ("torch", "transformers", "openvino")
+    return [
+        job("transformers-pipeline", "transformers pipeline fp32", "transformers", torch, pipeline=True),
+        job("transformers-float32", "transformers fp32", "transformers", torch, dtype="float32"),
+        job("transformers-bfloat16", "transformers bf16", "transformers", torch, dtype="bfloat16"),
+        job("torch-compile", "torch.compile fp32", "transformers", torch, dtype="float32", compile=True),
+        job("onnxruntime-float32", "ONNX Runtime fp32", "onnxruntime", onnx, dtype="float32"),
+        job("onnxruntime-int8", "ONNX Runtime int8", "onnxruntime", onnx, dtype="int8"),
+        job("openvino-float32", "OpenVINO fp32", "openvino", vino, dtype="float32"),
+        job("openvino-bfloat16", "OpenVINO bf16", "openvino", vino, dtype="bfloat16"),
+        job("openvino-int8", "OpenVINO int8", "openvino", (*vino, "nncf"), dtype="int8"),
+        job("ctranslate2-int8", "CTranslate2 int8", "ctranslate2", ("torch", "transformers", "ctranslate2")),
+    ]
+
+
+def row_names(run: Path, max_lost: Sequence[float], scenarios: Sequence[str]) -> list[str]:
+    """Names of all rows that can be made here."""
+    found = [job.name for job in peers(0)]
+    for runtime, dtype in _kinds():
+        stem = f"offramp-{runtime}-{dtype}"
+        found.append(f"{stem}-full")
+        if runtime != "torch":
+            found.append(f"{stem}-whole")
+        if dtype == "int8":
+            found += [f"{stem}-exit-{layer}" for layer in _early_layers(run)]
+        found += [_lost_name(stem, lost, scenario) for lost in max_lost for scenario in scenarios]
+    return found
+
+
+def _lost_name(stem: str, lost: float, scenario: str) -> str:
+    return f"{stem}-lost-{lost:g}-{scenario.lower()}"
+
+
+def _early_layers(folder: Path) -> Sequence[int]:
+    """Layers after which a run has early exits."""
+    run = Run.open(folder)
+    depth = int(run.config.get("num_hidden_layers") or run.config["n_layers"])  # DistilBERT has a word of its own
+    given = run.section["layers"]
+    return [layer for layer in (range(1, depth) if given is None else given) if layer < depth]
+
+
+def peer_rows(bench: Bench, load: Load, say: Say) -> list[Ready]:
+    """Rows of the peers, ready."""
+    found = []
+    for job in peers(Tokenizer.from_folder(load.tokenizer, max_length=load.max_length).pad_token):
+        if bench.wants(job.name):
+            say(f"preparing {job.label}")
+            job = replace(job, model=bench.plain, folder=bench.work / job.name, scenarios=tuple(bench.scenarios))
+            found.append((job, _made(job, load)))
+    return found
+
+
+def _made(job: Job, load: Load) -> Mapping[str, Any] | Failure:
+    """Make a row ready in a process of its own; what is missing is said in the row."""
+    missing = [name for name in job.needs if importlib.util.find_spec(name) is None]
+    if missing:
+        return Failure(f"{missing[0]} is not installed: pip install 'offramp[{job.extra}]'", "")
+    made: Mapping[str, Any] | Failure = in_a_process(_make, job, load, threads=load.threads)
+    return made
+
+
+def _make(job: Job, load: Load) -> Mapping[str, Any]:
+    return make_ready(job, _encoded(load)[:: max(1, len(load.texts) // _SAMPLE)])
+
+
+def _encoded(load: Load) -> Any:
+    return Tokenizer.from_folder(load.tokenizer, max_length=load.max_length).encode(load.texts)
+
+
+def reference_of(bench: Bench, load: Load) -> tuple[npt.NDArray[np.bool_], str]:
+    """[N] whether the better of the two models is right at full depth in fp32, and which one it is."""
+    right = {}
+    models = {"the plain fine-tune": bench.plain, "our full depth": bench.run}
+    if bench.plain == bench.run:
+        del models["the plain fine-tune"]
+    for name, folder in models.items():
+        tokenizer = Tokenizer.from_folder(load.tokenizer, max_length=load.max_length)
+        settings = {"dtype": "float32", "pad_token": tokenizer.pad_token}
+        answers = in_a_process(
+            _answers, Job(name, name, "transformers", folder, bench.work, settings), load, threads=load.threads
+        )
+        if isinstance(answers, Failure):
+            raise UnsupportedError(f"{folder} cannot be served by transformers: {answers.sentence}")
+        right[name] = answers.argmax(axis=-1) == bench.labels
+    best = max(right, key=lambda name: float(right[name].mean()))
+    return right[best], best
+
+
+def _answers(job: Job, load: Load) -> Any:
+    return open_server(job, load.threads).answer(_encoded(load), load.max_rows)
+
+
+def _kinds() -> list[tuple[str, str]]:
+    """(runtime, dtype) of ours that can be made here."""
+    made = [(name, dtype) for name, kind in EXPORTS.items() if kind.there for dtype in kind.dtypes]
+    return [("torch", "float32"), *made]
+
+
+def our_rows(bench: Bench, load: Load, reference: npt.NDArray[np.bool_], say: Say) -> list[Ready]:
+    """Rows of ours, ready."""
+    found = []
+    for kind in _kinds():
+        found += _Ours(bench, load, *kind, say).rows(reference)
+    return found
+
+
+class _Ours:
+    """Rows of ours on one runtime with one dtype."""
+
+    def __init__(self, bench: Bench, load: Load, runtime: str, dtype: str, say: Say) -> None:
+        self._bench, self._load, self._runtime, self._dtype, self._say = bench, load, runtime, dtype, say
+        self.name, self.label = f"offramp-{runtime}-{dtype}", f"offramp {_NAMES[runtime]} {_SHORT[dtype]}"
+        self._ready: dict[Path, Mapping[str, Any] | Failure] = {}
+
+    def rows(self, reference: npt.NDArray[np.bool_]) -> list[Ready]:
+        """Jobs, each with what came of preparing it."""
+        found = []
+        full = self._job("full", "full depth", "full", [])
+        if self._bench.wants(full.name):
+            found.append((full, self._make(full)))
+        whole = self._job("whole", "whole graph, no engine", "whole", [], bare="whole")
+        if self._bench.wants(whole.name) and self._runtime != "torch":
+            found.append((whole, self._make(whole)))
+        if self._dtype == "int8":
+            found += self._shallow()
+        return found + self._with_exits(reference)
+
+    def _shallow(self) -> list[Ready]:
+        """Static exits: the graph ends there."""
+        jobs = [
+            self._job(f"exit-{k}", f"exit {k} only", "shallow", [k], bare="first")
+            for k in _early_layers(self._bench.run)
+        ]
+        return [(job, self._make(job)) for job in jobs if self._bench.wants(job.name)]
+
+    def _with_exits(self, reference: npt.NDArray[np.bool_]) -> list[Ready]:
+        wanted = {
+            (lost, scenario): _lost_name(self.name, lost, scenario)
+            for lost in self._bench.max_lost for scenario in self._bench.scenarios
+        }  # fmt: skip
+        if not any(self._bench.wants(name) for name in wanted.values()):
+            return []
+        every = self._job("all", "every exit", "exits", "all")
+        made = self._make(every)
+        survey = made if isinstance(made, Failure) else self._surveyed(every)
+        found: list[Ready] = []
+        for (lost, scenario), name in wanted.items():
+            if self._bench.wants(name):
+                found.append(self._row(name, lost, scenario, survey, reference))
+        return found
+
+    def _surveyed(self, every: Job) -> Any:
+        full = self._job("full", "full depth", "full", [])
+        made = self._make(full)
+        if isinstance(made, Failure):
+            return made
+        self._say(f"recording and timing {every.label}")
+        return in_a_process(_survey, every, full, self._load, self._bench.labels, threads=self._load.threads)
+
+    def _row(self, name: str, lost: float, scenario: str, survey: Any, reference: npt.NDArray[np.bool_]) -> Ready:
+        """A row with exits: choose them, then make it."""
+        label = f"at most {lost:g} points lost"
+        empty = self._job(name.removeprefix(f"{self.name}-"), label, "exits", [], scenarios=(scenario,))
+        if isinstance(survey, Failure):
+            return empty, survey
+        trace, costs = survey
+        choice = choose_exits(
+            trace, reference, _rules(self._bench.run, trace), costs[scenario], max_lost=lost,
+            splits=self._bench.splits, seed=self._bench.seed,
+        )  # fmt: skip
+        job = self._job(
+            empty.name.removeprefix(f"{self.name}-"), label, "exits", list(choice.layers), scenarios=(scenario,),
+            point=choice.point,
+        )  # fmt: skip
+        made = self._make(job)
+        if isinstance(made, Failure):
+            return job, made
+        return job, {**made, **_chosen(choice, costs[scenario], lost)}
+
+    def _job(
+        self, name: str, label: str, group: Any, exits: Any, *, scenarios: Sequence[str] | None = None, **settings: Any
+    ) -> Job:
+        slug = "all" if exits == "all" else "-".join(map(str, exits)) or "none"
+        given = {
+            "runtime": self._runtime,
+            "dtype": self._dtype,
+            "exits": exits,
+            "texts": self._load.texts[:: max(1, len(self._load.texts) // _SAMPLE)],
+            **settings,
+        }
+        return Job(
+            name=f"{self.name}-{name}",
+            label=f"{self.label}, {label}",
+            module="ours",
+            model=self._bench.run,
+            folder=self._bench.work / f"{self.name}-exits-{slug}",
+            settings=given,
+            group=group,
+            scenarios=tuple(scenarios or self._bench.scenarios),
+        )
+
+    def _make(self, job: Job) -> Mapping[str, Any] | Failure:
+        """One export for all rows that serve the same exits."""
+        if job.folder not in self._ready:
+            self._say(f"preparing {job.label}")
+            self._ready[job.folder] = _made(job, self._load)
+        return self._ready[job.folder]
+
+
+_NAMES = {"torch": "torch", "onnx": "ONNX Runtime", "openvino": "OpenVINO"}
+_SHORT = {"float32": "fp32", "bfloat16": "bf16", "int8": "int8"}
+
+
+def _rules(run: Path, trace: Trace) -> list[Scored]:
+    """The run's own criterion where a score can be read off the trace, else entropy."""
+    points = read_points(run)
+    rules = [make(points[0].criterion, **points[0].settings)] if points else []
+    usable = [rule for rule in rules if isinstance(rule, Scored) and rule.needs <= trace.gives(0)]
+    entropy = make("entropy")
+    assert isinstance(entropy, Scored)
+    return usable or [entropy]
+
+
+def _chosen(choice: ExitChoice, costs: Costs, lost: float) -> dict[str, Any]:
+    return {
+        "max_lost": lost,
+        "exits": list(choice.layers),
+        "point": None if choice.point is None else dict(choice.point),
+        "held_out": dict(choice.held_out),
+        "costs": {"layer_ms": 1000 * costs.layer, "exit_ms": 1000 * costs.exit},
+    }
+
+
+def _survey(every: Job, full: Job, load: Load, labels: Any) -> tuple[Trace, dict[str, Costs]]:
+    """What every exit says of the texts, and what layers and exits cost in each scenario."""
+    from offramp.bench.costs import measure_costs
+    from offramp.engine.record import record
+    from offramp.pipeline import load as load_run
+
+    settings = every.settings
+    threads = None if settings["runtime"] == "torch" else load.threads
+    opened = {
+        job.name: load_run(
+            job.folder, runtime=settings["runtime"], dtype=settings["dtype"], threads=threads, device="cpu"
+        )
+        for job in (every, full)
+    }
+    classifier = opened[every.name]
+    encoded = _encoded(load)
+    trace = record(
+        classifier.runtime, encoded, pad_token=classifier.tokenizer.pad_token, id2label=classifier.run.id2label,
+        labels=labels, batch_size=load.max_rows,
+    )  # fmt: skip
+    costs = {
+        scenario: measure_costs(classifier, opened[full.name], encoded, max_rows=rows, repeats=_SEVERAL)
+        for scenario, rows in zip(SCENARIOS, (load.max_rows, 1), strict=True)
+    }
+    return trace, costs

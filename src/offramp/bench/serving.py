@@ -1,0 +1,149 @@
+"""``offramp bench``: prepare every row, let them race, and tell what came of it as one result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from offramp.bench.deployments.base import Job
+from offramp.bench.rows import Bench, our_rows, peer_rows, reference_of, row_names
+from offramp.bench.speed import Measured, race, ratio, summary
+from offramp.bench.worker import Failure
+from offramp.errors import DataError, KnobError, UnsupportedError
+from offramp.run import Run
+from offramp.traces.curves import bootstrap_interval
+
+__all__ = ["run_bench"]
+
+
+def run_bench(bench: Bench, *, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """Prepare every row, let them race, and tell what came of it.
+
+    Raises:
+        UnsupportedError: the run is no single-label classifier.
+        DataError: too few texts to halve.
+        KnobError: no row begins as asked.
+    """
+    run = Run.open(bench.run)
+    if run.problem_type != "single_label_classification":
+        raise UnsupportedError(
+            f"bench compares accuracies of single-label classifiers; this run does {run.problem_type}"
+        )
+    if len(bench.texts) < 100:
+        raise DataError(f"{len(bench.texts)} texts are too few to choose on one half and score on the other: give 100")
+    bench.work.mkdir(parents=True, exist_ok=True)
+    _check_rows(bench)
+    load = bench.load
+    reference, whose = reference_of(bench, load)
+    ready = peer_rows(bench, load, say) + our_rows(bench, load, reference, say)
+    going = [job for job, made in ready if not isinstance(made, Failure)]
+    measured = {row.job.name: row for row in race(going, load, rounds=bench.rounds, say=say)}
+    rows = [_told(job, made, measured.get(job.name), bench) for job, made in ready]
+    _compared(rows, reference, bench)
+    return {
+        "data": {"n": len(bench.texts), "single": len(load.single)},
+        "settings": {
+            "rounds": bench.rounds, "threads": bench.threads, "max_rows": bench.max_rows, "splits": bench.splits,
+            "seed": bench.seed, "max_length": load.max_length, "max_lost": list(bench.max_lost),
+        },
+        "reference": {"of": whose, "accuracy": float(reference.mean())},
+        "fastest_peer": {scenario: _fastest_peer(rows, scenario) for scenario in bench.scenarios},
+        "rows": rows,
+    }  # fmt: skip
+
+
+def _check_rows(bench: Bench) -> None:
+    """Raise KnobError where something was asked for that is no row."""
+    names = row_names(bench.run, bench.max_lost, bench.scenarios)
+    for prefix in bench.rows:
+        if not any(name.startswith(prefix) for name in names):
+            raise KnobError(f"no row's name begins with {prefix!r}: `--rows list` prints them")
+
+
+def _told(job: Job, made: Mapping[str, Any] | Failure, row: Measured | None, bench: Bench) -> dict[str, Any]:
+    """A row as it stands in the result."""
+    settings = {name: value for name, value in job.settings.items() if name != "texts"}
+    told: dict[str, Any] = {"name": job.name, "label": job.label, "group": job.group, "settings": settings}
+    failure = made if isinstance(made, Failure) else None if row is None else row.failure
+    if failure is not None or row is None:
+        return told | {"failure": "was not run" if failure is None else failure.sentence}
+    assert not isinstance(made, Failure)
+    told |= {"startup_s": row.startup, "prepared": dict(made), "facts": dict(row.facts), "threads": bench.threads}
+    for scenario, entry in summary(row, len(bench.texts)).items():
+        right = row.answers[scenario].argmax(axis=-1) == bench.labels
+        told[scenario] = entry | {"right": right}
+    return told
+
+
+def _compared(rows: Sequence[dict[str, Any]], reference: npt.NDArray[np.bool_], bench: Bench) -> None:
+    """Add what only stands beside other rows: ratios, points lost, efficiency, the static exit of equal speed."""
+    for scenario in bench.scenarios:
+        fastest = _fastest_peer(rows, scenario)
+        timed = {row["name"]: row for row in rows if scenario in row}
+        for row in timed.values():
+            entry = row[scenario]
+            if fastest is not None:
+                entry["ratio"] = _ratio(entry, timed[fastest][scenario])
+            if row["group"] in ("exits", "full"):
+                entry |= _against_ours(row, timed, scenario)
+            if row["group"] == "exits":
+                entry["shallow"] = _against_shallow(row, timed, scenario, bench.seed)
+        for row in timed.values():
+            entry = row[scenario]
+            right = entry.pop("right")
+            low, high = bootstrap_interval(100 * (reference.astype(float) - right), seed=bench.seed)
+            entry["accuracy"] = float(right.mean())
+            entry["lost"] = {"points": float(100 * (reference.mean() - right.mean())), "low": low, "high": high}
+
+
+_BARE, _WITH = "without tokenisation", "with tokenisation"
+
+
+def _ratio(entry: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        how: ratio(entry[how]["texts_per_second"], other[how]["texts_per_second"])
+        for how in (_BARE, _WITH) if how in entry and how in other
+    }  # fmt: skip
+
+
+def _fastest_peer(rows: Sequence[Mapping[str, Any]], scenario: str) -> str | None:
+    """Name of the full-depth peer with most texts a second, without tokenisation."""
+    timed = [row for row in rows if row["group"] == "peer" and _BARE in row.get(scenario, {})]
+    speed = {str(row["name"]): row[scenario][_BARE]["texts_per_second"]["median"] for row in timed}
+    return max(speed, key=lambda name: speed[name]) if speed else None
+
+
+def _against_ours(row: Mapping[str, Any], timed: Mapping[str, Any], scenario: str) -> dict[str, Any]:
+    """With exits: wall clock over layers. At full depth: what the engine costs beside the runtime alone."""
+    stem = "-".join(row["name"].split("-")[:3])
+    other = timed.get(f"{stem}-{'whole' if row['group'] == 'full' else 'full'}")
+    if other is None:
+        return {}
+    faster = ratio(row[scenario][_BARE]["texts_per_second"], other[scenario][_BARE]["texts_per_second"])
+    if row["group"] == "full":
+        return {"engine_against_whole_graph": faster}
+    fraction = row["facts"].get("token_layer_fraction")
+    if fraction is None:
+        return {"wall_clock_speedup": faster}
+    return {"wall_clock_speedup": faster, "wall_over_layers": 1 / faster["median"] / fraction}
+
+
+def _against_shallow(
+    row: Mapping[str, Any], timed: Mapping[str, Any], scenario: str, seed: int
+) -> dict[str, Any] | None:
+    """The deepest static exit on the same runtime that is at least as fast, and points gained over it."""
+    stem = "-".join(row["name"].split("-")[:3])
+    speed = row[scenario][_BARE]["texts_per_second"]["median"]
+    others = [
+        other for name, other in timed.items()
+        if name.startswith(f"{stem}-exit-") and other[scenario][_BARE]["texts_per_second"]["median"] >= speed
+    ]  # fmt: skip
+    if not others:
+        return None
+    static = max(others, key=lambda other: int(other["facts"]["layers"]))
+    gained = 100 * (row[scenario]["right"].astype(float) - static[scenario]["right"])
+    low, high = bootstrap_interval(gained, seed=seed)
+    return {"name": static["name"], "points": float(gained.mean()), "low": low, "high": high}

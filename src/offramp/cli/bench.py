@@ -1,0 +1,204 @@
+"""``offramp bench``: a run against the fastest things one would deploy instead, in seconds."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from offramp.cli import app
+from offramp.cli.common import (
+    BatchSize,
+    Columns,
+    Json,
+    LabelColumn,
+    RunFolder,
+    Threads,
+    console,
+    print_json,
+    quiet_transformers,
+    show,
+    split_columns,
+)  # fmt: skip
+from offramp.errors import KnobError, require
+
+
+@app.command(short_help="Seconds against ONNX Runtime, OpenVINO, CTranslate2 and transformers.")
+def bench(
+    run: RunFolder,
+    data: Annotated[str, typer.Option(metavar="DATA", help="Labelled file, folder (its dev part) or hub name.")],
+    plain: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Plain fine-tune of the same encoder, for the peers; by default RUN at full depth."
+        ),
+    ] = None,
+    rows: Annotated[
+        str | None,
+        typer.Option(metavar="A,B|list", help="Only rows whose names begin so; list: print the names of all rows."),
+    ] = None,
+    scenarios: Annotated[
+        str, typer.Option(metavar="A,B", help="Offline (all texts at once), SingleStream (one at a time), or both.")
+    ] = "Offline,SingleStream",
+    max_lost: Annotated[
+        str, typer.Option(metavar="X,Y", help="Points of accuracy that rows with exits may lose.")
+    ] = "0.5,1",
+    rounds: Annotated[int, typer.Option(metavar="N", help="Rounds of the clock, interleaved.", min=1)] = 7,
+    single: Annotated[int, typer.Option(metavar="N", help="Texts of SingleStream, spread over the data.", min=1)] = 200,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the halves that are chosen and scored on.")] = 0,
+    text_columns: Columns = None,
+    label_column: LabelColumn = None,
+    batch_size: BatchSize = 32,
+    threads: Threads = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="For result.json and the pictures; by default RUN/bench.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Time a run against full-depth deployments of the same encoder, each in a process of its own, interleaved.
+
+    Exits and thresholds are chosen on one half of the data and scored on the other, over and over. Times stand beside
+    accuracies; ratios are to the fastest full-depth peer.
+    """
+    for module, extra in (("torch", "train"), ("transformers", "train"), ("onnx", "export"), ("onnxruntime", "onnx")):
+        require(module, extra=extra)
+    from offramp.bench.provenance import provenance, write_result
+    from offramp.bench.rows import Bench, row_names
+    from offramp.bench.serving import run_bench
+    from offramp.cli.recording import warn_of_trained
+    from offramp.pipeline import load
+    from offramp.runtimes.cpu import check_threads
+    from offramp.training.data import load_examples
+
+    quiet_transformers()
+    if rows == "list":
+        print("\n".join(row_names(run, _numbers(max_lost), _scenarios(scenarios))))
+        return
+    threads = check_threads(threads)
+    classifier = load(run, runtime="torch", device="cpu")
+    examples = load_examples(
+        data, classifier.task, text_columns=split_columns(text_columns), label_column=label_column,
+        prefer=classifier.columns,
+    )  # fmt: skip
+    assert examples.labels is not None  # load_examples needs labels unless told otherwise
+    warn_of_trained(classifier.run, examples.texts)
+    folder = out or run / "bench"
+    with tempfile.TemporaryDirectory(prefix="offramp-bench-") as work:
+        plan = Bench(
+            run=run, plain=plain or run, texts=examples.texts, labels=examples.labels, work=Path(work),
+            max_lost=_numbers(max_lost), rows=[] if rows is None else rows.split(","), scenarios=_scenarios(scenarios),
+            rounds=rounds, threads=threads, max_rows=batch_size, single=single, seed=seed,
+        )  # fmt: skip
+        result = run_bench(plan, say=_say)
+    result = {**provenance(seeds=[seed]), "recipe": classifier.run.recipe, **result}
+    written = write_result(folder / "result.json", result)
+    pictures = _pictures(result, folder)
+    if as_json:
+        print_json(result)
+        return
+    for scenario in result["fastest_peer"]:
+        _print(result, scenario)
+    console().print("\n".join(["", *_failures(result), f"Wrote {', '.join(map(str, [written, *pictures]))}"]))
+
+
+def _say(line: str) -> None:
+    """Progress, for whoever looks on."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+
+
+def _numbers(given: str) -> list[float]:
+    try:
+        found = [float(number) for number in given.split(",")]
+    except ValueError:
+        raise KnobError(f"--max-lost takes points such as 0.5,1, not {given!r}") from None
+    if any(number < 0 for number in found):
+        raise KnobError(f"--max-lost takes points of 0 or more, not {given!r}")
+    return found
+
+
+def _scenarios(given: str) -> list[str]:
+    from offramp.bench.speed import SCENARIOS
+
+    names = {name.lower(): name for name in SCENARIOS}
+    try:
+        return [names[each.strip().lower()] for each in given.split(",")]
+    except KeyError:
+        raise KnobError(f"--scenarios takes {' and '.join(SCENARIOS)}, not {given!r}") from None
+
+
+def _pictures(result: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Bars and scatter, where matplotlib is there and something was timed."""
+    from importlib.util import find_spec
+
+    from offramp.bench.speed_plots import plot_accuracy, plot_speed
+    from offramp.traces.files import write_atomically
+
+    if find_spec("matplotlib") is None or all("failure" in row for row in result["rows"]):
+        return []
+    found = []
+    for name, plot in (("speed.png", plot_speed), ("accuracy.png", plot_accuracy)):
+        write_atomically(folder / name, plot(result))
+        found.append(folder / name)
+    return found
+
+
+def _print(result: Mapping[str, Any], scenario: str) -> None:
+    settings = result["settings"]
+    how = f"batches of {settings['max_rows']}" if scenario == "Offline" else "one text at a time"
+    console().print(f"\n{scenario}: {how}, {settings['threads']} threads, {settings['rounds']} rounds")
+    table = Table(box=None)
+    for name, justify in (
+        ("", "left"), ("texts/s", "right"), ("beside the fastest peer", "right"), ("tokenising too", "right"),
+        ("p50 / p90 / p99 ms" if scenario == "SingleStream" else "layers", "right"), ("points lost", "right"),
+    ):  # fmt: skip
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    timed = [row for row in result["rows"] if scenario in row]
+    for row in sorted(timed, key=lambda row: -_median(row[scenario])):
+        table.add_row(*_cells(row, scenario))
+    show(table)
+
+
+def _median(entry: Mapping[str, Any]) -> float:
+    how = entry.get("without tokenisation") or entry["with tokenisation"]
+    return float(how["texts_per_second"]["median"])
+
+
+def _cells(row: Mapping[str, Any], scenario: str) -> list[str]:
+    entry = row[scenario]
+    bare, tokenised = (entry.get(f"{how} tokenisation") for how in ("without", "with"))
+    ratio = entry.get("ratio", {}).get("without tokenisation")
+    beside = "" if ratio is None else f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})"
+    if scenario == "SingleStream":
+        times = bare or tokenised
+        fifth = " / ".join(f"{times[name]['median']:.1f}" for name in ("p50_ms", "p90_ms", "p99_ms"))
+    else:
+        speedup = row["facts"].get("layer_speedup")
+        fifth = "" if speedup is None else f"{speedup:.2f}x fewer"
+    held_out = row["prepared"].get("held_out")
+    lost = entry["lost"] if held_out is None else {
+        "points": held_out["lost"], "low": held_out["lost_low"], "high": held_out["lost_high"]
+    }  # fmt: skip
+    return [
+        row["label"],
+        "" if bare is None else f"{bare['texts_per_second']['median']:.0f}",
+        beside,
+        "" if tokenised is None else f"{tokenised['texts_per_second']['median']:.0f}",
+        fifth,
+        f"{lost['points']:.2f} ({lost['low']:.2f} to {lost['high']:.2f})",
+    ]
+
+
+def _failures(result: Mapping[str, Any]) -> list[str]:
+    best = result["reference"]
+    lines = [f"{row['label']} is missing: {row['failure']}" for row in result["rows"] if "failure" in row]
+    return [
+        *lines,
+        f"Points lost against {best['of']} ({100 * best['accuracy']:.1f} %); of rows with exits on the half of "
+        f"{result['data']['n']} texts that nothing was chosen on, mean of {result['settings']['splits']} splits.",
+    ]
