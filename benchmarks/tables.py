@@ -92,6 +92,7 @@ def training_curves(result: Result) -> str:
         name = f"{run['data']}, {run['recipe']}, learning rate {arguments['learning_rate']:g}" + (
             "" if heads is None else f", heads {heads:g}"
         )
+        name += f", from {run['start']}" if run.get("start", "minilm") != "minilm" else ""
         # The evaluation nearest to the end of each epoch.
         last = round(run["evaluations"][-1]["epoch"])
         for epoch in range(1, last + 1):

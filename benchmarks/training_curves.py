@@ -28,6 +28,7 @@ def curve(run: Path) -> dict[str, Any]:
     return {
         "data": Path(record["plan"]["data"]).name,
         "recipe": record["plan"]["recipe"],
+        "start": Path(record["plan"]["model"]).name,
         "arguments": record["arguments"],
         "rows": record["rows"],
         "seconds": record["seconds"],
@@ -38,13 +39,18 @@ def curve(run: Path) -> dict[str, Any]:
     }
 
 
+def identity(run: dict[str, Any]) -> tuple[str, str, str, str]:
+    """What makes two runs the same."""
+    return run["data"], run["recipe"], run.get("start", ""), json.dumps(run["arguments"], sort_keys=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
     runs = [curve(run) for run in parser.parse_args().runs]
     before = json.loads(RESULT.read_text(encoding="utf-8"))["runs"] if RESULT.is_file() else []
-    same = {(run["data"], run["recipe"], json.dumps(run["arguments"], sort_keys=True)) for run in runs}
-    kept = [r for r in before if (r["data"], r["recipe"], json.dumps(r["arguments"], sort_keys=True)) not in same]
+    same = {identity(run) for run in runs}
+    kept = [run for run in before if identity(run) not in same]
     seeds = sorted({run["arguments"]["seed"] for run in [*kept, *runs]})
     write_result(RESULT, {"runs": [*kept, *runs], **provenance(seeds=seeds)})
     for run in runs:

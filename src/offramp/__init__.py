@@ -8,14 +8,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["OfframpError", "Prediction", "__version__", "load"]
+__all__ = ["Monitor", "OfframpError", "Prediction", "__version__", "load"]
 
 if TYPE_CHECKING:
+    from offramp.calibration.monitor import Monitor
     from offramp.errors import OfframpError
     from offramp.pipeline import load
     from offramp.types import Prediction
 
-_HOMES = {"load": "offramp.pipeline", "Prediction": "offramp.types", "OfframpError": "offramp.errors"}
+_HOMES = {
+    "Monitor": "offramp.calibration.monitor",
+    "load": "offramp.pipeline",
+    "Prediction": "offramp.types",
+    "OfframpError": "offramp.errors",
+}
 
 
 def __getattr__(name: str) -> Any:
