@@ -63,8 +63,8 @@ def load(
 
     Args:
         folder: what ``offramp train`` wrote.
-        runtime: ``torch``, ``onnx``; None: the fastest that the folder holds (``offramp export``) and that is
-            installed.
+        runtime: ``torch``, ``onnx``, ``openvino``; None: the fastest that the folder holds (``offramp export``) and
+            that is installed.
         device: ``cpu``, ``cuda``, ...; None: a GPU where there is one.
         dtype: ``float32``, ``int8`` where that was exported, or with torch ``bfloat16`` and ``float16``, in which
             neighbours in a batch can change an answer. None: int8 where it was exported, else float32.

@@ -40,7 +40,8 @@ Threads = Annotated[
     int | None, typer.Option(metavar="N", help="Threads of exported graphs; by default one for every core.", min=1)
 ]
 RuntimeName = Annotated[
-    str | None, typer.Option("--runtime", metavar="NAME", help="torch or onnx; by default the fastest that is there.")
+    str | None,
+    typer.Option("--runtime", metavar="NAME", help="torch, onnx or openvino; by default the fastest there is."),
 ]
 BatchSize = Annotated[
     int, typer.Option(metavar="N", help="Most texts computed together; changes no answer in float32.", min=1)

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import openvino
-
 from offramp.bench.deployments.base import Floats, batched, gathered, padded
 from offramp.inputs.tokens import Encoded
+from offramp.runtimes.silence import without_telemetry
+
+with without_telemetry():
+    import openvino
 
 __all__ = ["prepare", "serve"]
 
@@ -26,7 +28,8 @@ def prepare(model: Path, folder: Path, texts: Sequence[Encoded], settings: Mappi
     loaded.eval()
     pad_token = int(settings["pad_token"])
     example = {name: torch.from_numpy(value) for name, value in padded(texts[:2], pad_token).items()}
-    graph = openvino.convert_model(loaded, example_input=example)
+    with without_telemetry():
+        graph = openvino.convert_model(loaded, example_input=example)
     for place, name in enumerate(example):
         graph.inputs[place].get_tensor().set_names({name})
     if settings["dtype"] == "int8":
@@ -41,7 +44,8 @@ def prepare(model: Path, folder: Path, texts: Sequence[Encoded], settings: Mappi
 
 
 def _quantised(graph: Any, texts: Sequence[Encoded], pad_token: int) -> Any:
-    import nncf
+    with without_telemetry():
+        import nncf
 
     dataset = nncf.Dataset([padded([text], pad_token) for text in texts])
     return nncf.quantize(graph, dataset, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(texts))
