@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from offramp.bench.deployments.base import Job, make_ready, open_server
 from offramp.bench.exit_choice import Costs, ExitChoice, choose_exits
-from offramp.bench.export import EXPORTS
+from offramp.bench.export import VARIANTS, Variant
 from offramp.bench.speed import SCENARIOS
 from offramp.bench.worker import Failure, Load, in_a_process
 from offramp.calibration.points import read_points
@@ -106,12 +106,12 @@ def peers(pad_token: int) -> list[Job]:
 def row_names(run: Path, max_lost: Sequence[float], scenarios: Sequence[str]) -> list[str]:
     """Names of all rows that can be made here."""
     found = [job.name for job in peers(0)]
-    for runtime, dtype in _kinds():
-        stem = f"offramp-{runtime}-{dtype}"
+    for variant in _variants():
+        stem = f"offramp-{variant.name}"
         found.append(f"{stem}-full")
-        if runtime != "torch":
+        if variant.runtime != "torch":
             found.append(f"{stem}-whole")
-        if dtype == "int8":
+        if variant.dtype == "int8":
             found += [f"{stem}-exit-{layer}" for layer in _early_layers(run)]
         found += [_lost_name(stem, lost, scenario) for lost in max_lost for scenario in scenarios]
     return found
@@ -180,26 +180,25 @@ def _answers(job: Job, load: Load) -> Any:
     return open_server(job, load.threads).answer(_encoded(load), load.max_rows)
 
 
-def _kinds() -> list[tuple[str, str]]:
-    """(runtime, dtype) of ours that can be made here."""
-    made = [(name, dtype) for name, kind in EXPORTS.items() if kind.there for dtype in kind.dtypes]
-    return [("torch", "float32"), *made]
+def _variants() -> list[Variant]:
+    """Of ours, those that can be made here."""
+    return [variant for variant in VARIANTS if variant.there]
 
 
 def our_rows(bench: Bench, load: Load, reference: npt.NDArray[np.bool_], say: Say) -> list[Ready]:
     """Rows of ours, ready."""
     found = []
-    for kind in _kinds():
-        found += _Ours(bench, load, *kind, say).rows(reference)
+    for variant in _variants():
+        found += _Ours(bench, load, variant, say).rows(reference)
     return found
 
 
 class _Ours:
     """Rows of ours on one runtime with one dtype."""
 
-    def __init__(self, bench: Bench, load: Load, runtime: str, dtype: str, say: Say) -> None:
-        self._bench, self._load, self._runtime, self._dtype, self._say = bench, load, runtime, dtype, say
-        self.name, self.label = f"offramp-{runtime}-{dtype}", f"offramp {_NAMES[runtime]} {_SHORT[dtype]}"
+    def __init__(self, bench: Bench, load: Load, variant: Variant, say: Say) -> None:
+        self._bench, self._load, self._variant, self._say = bench, load, variant, say
+        self.name, self.label = f"offramp-{variant.name}", f"offramp {variant.label}"
         self._ready: dict[Path, Mapping[str, Any] | Failure] = {}
 
     def rows(self, reference: npt.NDArray[np.bool_]) -> list[Ready]:
@@ -209,9 +208,9 @@ class _Ours:
         if self._bench.wants(full.name):
             found.append((full, self._make(full)))
         whole = self._job("whole", "whole graph, no engine", "whole", [], bare="whole")
-        if self._bench.wants(whole.name) and self._runtime != "torch":
+        if self._bench.wants(whole.name) and self._variant.runtime != "torch":
             found.append((whole, self._make(whole)))
-        if self._dtype == "int8":
+        if self._variant.dtype == "int8":
             found += self._shallow()
         return found + self._with_exits(reference)
 
@@ -272,8 +271,7 @@ class _Ours:
     ) -> Job:
         slug = "all" if exits == "all" else "-".join(map(str, exits)) or "none"
         given = {
-            "runtime": self._runtime,
-            "dtype": self._dtype,
+            "variant": self._variant.name,
             "exits": exits,
             "texts": self._load.texts[:: max(1, len(self._load.texts) // _SAMPLE)],
             **settings,
@@ -286,6 +284,7 @@ class _Ours:
             folder=self._bench.work / f"{self.name}-exits-{slug}",
             settings=given,
             group=group,
+            family=self.name,
             scenarios=tuple(scenarios or self._bench.scenarios),
         )
 
@@ -295,10 +294,6 @@ class _Ours:
             self._say(f"preparing {job.label}")
             self._ready[job.folder] = _made(job, self._load)
         return self._ready[job.folder]
-
-
-_NAMES = {"torch": "torch", "onnx": "ONNX Runtime", "openvino": "OpenVINO"}
-_SHORT = {"float32": "fp32", "bfloat16": "bf16", "int8": "int8"}
 
 
 def _rules(run: Path, trace: Trace) -> list[Scored]:
@@ -324,25 +319,17 @@ def _chosen(choice: ExitChoice, costs: Costs, lost: float) -> dict[str, Any]:
 def _survey(every: Job, full: Job, load: Load, labels: Any) -> tuple[Trace, dict[str, Costs]]:
     """What every exit says of the texts, and what layers and exits cost in each scenario."""
     from offramp.bench.costs import measure_costs
+    from offramp.bench.deployments.ours import open_run, variant_of
     from offramp.engine.record import record
-    from offramp.pipeline import load as load_run
 
-    settings = every.settings
-    threads = None if settings["runtime"] == "torch" else load.threads
-    opened = {
-        job.name: load_run(
-            job.folder, runtime=settings["runtime"], dtype=settings["dtype"], threads=threads, device="cpu"
-        )
-        for job in (every, full)
-    }
-    classifier = opened[every.name]
+    classifier, whole = (open_run(job.folder, variant_of(job.settings), load.threads) for job in (every, full))
     encoded = _encoded(load)
     trace = record(
         classifier.runtime, encoded, pad_token=classifier.tokenizer.pad_token, id2label=classifier.run.id2label,
         labels=labels, batch_size=load.max_rows,
     )  # fmt: skip
     costs = {
-        scenario: measure_costs(classifier, opened[full.name], encoded, max_rows=rows, repeats=_SEVERAL)
+        scenario: measure_costs(classifier, whole, encoded, max_rows=rows, repeats=_SEVERAL)
         for scenario, rows in zip(SCENARIOS, (load.max_rows, 1), strict=True)
     }
     return trace, costs

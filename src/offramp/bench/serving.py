@@ -66,7 +66,8 @@ def _check_rows(bench: Bench) -> None:
 def _told(job: Job, made: Mapping[str, Any] | Failure, row: Measured | None, bench: Bench) -> dict[str, Any]:
     """A row as it stands in the result."""
     settings = {name: value for name, value in job.settings.items() if name != "texts"}
-    told: dict[str, Any] = {"name": job.name, "label": job.label, "group": job.group, "settings": settings}
+    told: dict[str, Any] = {"name": job.name, "label": job.label, "group": job.group, "family": job.family}
+    told["settings"] = settings
     failure = made if isinstance(made, Failure) else None if row is None else row.failure
     if failure is not None or row is None:
         return told | {"failure": "was not run" if failure is None else failure.sentence}
@@ -118,8 +119,7 @@ def _fastest_peer(rows: Sequence[Mapping[str, Any]], scenario: str) -> str | Non
 
 def _against_ours(row: Mapping[str, Any], timed: Mapping[str, Any], scenario: str) -> dict[str, Any]:
     """With exits: wall clock over layers. At full depth: what the engine costs beside the runtime alone."""
-    stem = "-".join(row["name"].split("-")[:3])
-    other = timed.get(f"{stem}-{'whole' if row['group'] == 'full' else 'full'}")
+    other = timed.get(f"{row['family']}-{'whole' if row['group'] == 'full' else 'full'}")
     if other is None:
         return {}
     faster = ratio(row[scenario][_BARE]["texts_per_second"], other[scenario][_BARE]["texts_per_second"])
@@ -135,11 +135,10 @@ def _against_shallow(
     row: Mapping[str, Any], timed: Mapping[str, Any], scenario: str, seed: int
 ) -> dict[str, Any] | None:
     """The deepest static exit on the same runtime that is at least as fast, and points gained over it."""
-    stem = "-".join(row["name"].split("-")[:3])
     speed = row[scenario][_BARE]["texts_per_second"]["median"]
     others = [
         other for name, other in timed.items()
-        if name.startswith(f"{stem}-exit-") and other[scenario][_BARE]["texts_per_second"]["median"] >= speed
+        if name.startswith(f"{row['family']}-exit-") and other[scenario][_BARE]["texts_per_second"]["median"] >= speed
     ]  # fmt: skip
     if not others:
         return None

@@ -47,6 +47,8 @@ class Job:
     group: Literal["peer", "shallow", "full", "whole", "exits"] = "peer"
     """``peer``: a full-depth deployment to beat. Ours: ``full`` depth; ``whole``, the same without the engine;
     ``shallow``, a static exit; ``exits``."""
+    family: str = ""
+    """Rows of ours on one runtime in one number format share a name."""
     scenarios: tuple[str, ...] = ("Offline", "SingleStream")
     """That the row takes part in."""
 

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 
 from offramp.bench.deployments.base import Floats, batched, gathered
-from offramp.bench.export import export_run
+from offramp.bench.export import VARIANTS, Variant, export_run
 from offramp.criteria import make
 from offramp.engine.engine import Counts
 from offramp.engine.units import Finished, Unit
 from offramp.inputs.batching import pad
 from offramp.inputs.tokens import Encoded
-from offramp.pipeline import Setting, load
+from offramp.pipeline import Classifier, Setting, load
 from offramp.runtimes.base import RuntimeInfo
 
-__all__ = ["prepare", "serve"]
+__all__ = ["open_run", "prepare", "serve", "variant_of"]
 
 _FILES = ("config.json", "model.safetensors", "operating_points.json", "tokenizer.json", "tokenizer_config.json")
 """Of a run folder, without which it cannot be served."""
@@ -29,19 +29,17 @@ _FILES = ("config.json", "model.safetensors", "operating_points.json", "tokenize
 def prepare(model: Path, folder: Path, texts: Sequence[Encoded], settings: Mapping[str, Any]) -> dict[str, Any]:
     """A run folder with one export in it.
 
-    ``settings``: ``runtime``, ``dtype``, ``exits`` (layers, or "all"), ``kind`` (of int8), ``texts`` (to measure ranges
-    and agreement on).
+    ``settings``: ``variant`` (a name in ``bench.export``), ``exits`` (layers, or "all"), ``texts`` (for ranges, and to
+    measure agreement on).
     """
     for name in _FILES:
         if (model / name).is_file():
             shutil.copyfile(model / name, folder / name)
-    if settings["runtime"] == "torch":
+    variant = variant_of(settings)
+    if variant.runtime == "torch":
         return {"megabytes": (folder / "model.safetensors").stat().st_size / 1e6}
-    made = export_run(
-        folder, settings["runtime"], dtype=settings["dtype"], kind=settings.get("kind"), exits=settings["exits"],
-        texts=settings["texts"],
-    )  # fmt: skip
-    graphs = folder / settings["runtime"] / ("int8" if settings["dtype"] == "int8" else "float32")
+    made = export_run(folder, variant, exits=settings["exits"], texts=settings["texts"])
+    graphs = folder / variant.runtime / ("int8" if variant.dtype == "int8" else "float32")
     return {
         "stages": [stage.layers for stage in made.stages],
         "quantisation": made.quantisation,
@@ -54,19 +52,28 @@ def serve(model: Path, folder: Path, threads: int, settings: Mapping[str, Any]) 
     """``settings``: as for ``prepare``, and ``point`` (criterion, settings, knobs; None: full depth) or ``bare``
     (whole: the stages one after the other, no engine; first: the first stage alone, a static exit).
     """
-    runtime = settings["runtime"]
-    if runtime == "torch":
+    variant = variant_of(settings)
+    if variant.runtime == "torch":
         import torch
 
         torch.set_num_threads(threads)
     elif os.environ.get("OMP_NUM_THREADS") is None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
-    classifier = load(
-        folder, runtime=runtime, dtype=settings["dtype"], device="cpu", threads=None if runtime == "torch" else threads
-    )
+    classifier = open_run(folder, variant, threads)
     if settings.get("bare"):
         return _Bare(classifier, settings)
     return _WithEngine(classifier, settings)
+
+
+def open_run(folder: Path, variant: Variant, threads: int) -> Classifier:
+    """A prepared folder, loaded as its variant is served."""
+    own = None if variant.runtime == "torch" else threads
+    return load(folder, runtime=variant.runtime, dtype=variant.dtype, device="cpu", threads=own)
+
+
+def variant_of(settings: Mapping[str, Any]) -> Variant:
+    """What a row of ours runs on."""
+    return next(variant for variant in VARIANTS if variant.name == settings["variant"])
 
 
 class _WithEngine:
