@@ -107,7 +107,19 @@ RUNTIMES: Mapping[str, Case] = {
 }
 
 
-@pytest.fixture(scope="module", params=RUNTIMES)
+SHARED = ("chosen-exits", "multi-label", "regression")
+"""What exported runtimes share with torch's: looked at there every time, and in them when there is time."""
+LONG = {
+    *(f"{name}-{kind}" for name in ("onnx", "openvino") for kind in SHARED),
+    "openvino-deberta-v2",
+    "openvino-int8-mpnet",
+}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.long if name in LONG else ()) for name in RUNTIMES],
+)
 def case(request) -> Case:
     return RUNTIMES[request.param]
 

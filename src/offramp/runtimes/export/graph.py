@@ -137,12 +137,14 @@ def to_graph(part: Part, arrays: tuple[Tensor, ...]) -> onnx.ModelProto:
         part(*arrays)  # what heads compute once (a decomposition) is there before the trace
         names = part.gives
         outputs = [OUT + name for name in names]
+        marked = part.model.config._attn_implementation == _FORMS["marked"]
         axes = {name: _AXES.get(name.removeprefix(OUT), {0: "rows"}) for name in (*part.reads, *outputs)}
         buffer = io.BytesIO()
         try:
             torch.onnx.export(
                 part, arrays, buffer, input_names=list(part.reads), output_names=outputs, dynamic_axes=axes,  # type: ignore[arg-type]
-                opset_version=OPSET, dynamo=False, do_constant_folding=False, custom_opsets={DOMAIN: 1},
+                opset_version=OPSET, dynamo=False, do_constant_folding=False,
+                custom_opsets={DOMAIN: 1} if marked else None,  # torch complains where it is not used
             )  # fmt: skip
         except (RuntimeError, torch.onnx.OnnxExporterError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
