@@ -28,7 +28,7 @@ from offramp.cli.common import (
 from offramp.errors import KnobError, require
 
 
-@app.command(short_help="Seconds against ONNX Runtime, OpenVINO, CTranslate2 and transformers.")
+@app.command(short_help="Seconds, against the fastest full-depth deployments.")
 def bench(
     run: RunFolder,
     data: Annotated[str, typer.Option(metavar="DATA", help="Labelled file, folder (its dev part) or hub name.")],
