@@ -451,8 +451,8 @@ def _origin(result: Result, command: str) -> str:
     """The papers of the numbers, in a line."""
     versions = ", ".join(f"{name} {result['versions'][name]}" for name in ("torch", "transformers"))
     commit = (result["commit"] or "no commit")[:12] + (" with changes" if result["dirty"] else "")
-    seeds = ", ".join(map(str, result["seeds"]))
-    return f"<sub>`{command}`, {result['date'][:10]}, commit {commit}, {versions}, seed {seeds}.</sub>"
+    seeds = ", seed " + ", ".join(map(str, result["seeds"])) if result["seeds"] else ""
+    return f"<sub>`{command}`, {result['date'][:10]}, commit {commit}, {versions}{seeds}.</sub>"
 
 
 def written(page: str, name: str, table: str) -> str:
