@@ -1,0 +1,59 @@
+"""Pictures of a race: a panel a scenario, a bar a row, points where the held-out accuracy is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from offramp.bench import speed_plots
+
+matplotlib = pytest.importorskip("matplotlib")
+
+
+def row(name: str, group: str, speed: float, accuracy: float, **prepared: Any) -> dict[str, Any]:
+    spread = {"median": speed, "low": speed / 2, "high": speed * 2, "rounds": [speed]}
+    scenario = {"without tokenisation": {"texts_per_second": spread}, "accuracy": accuracy}
+    return {
+        "name": name, "label": f"offramp {name}", "group": group, "family": "offramp-x", "prepared": prepared,
+        "Offline": scenario,
+    }  # fmt: skip
+
+
+RESULT = {
+    "settings": {"max_rows": 32},
+    "reference": {"accuracy": 0.9},
+    "fastest_peer": {"Offline": "peer", "SingleStream": None},
+    "rows": [
+        row("peer", "peer", 100.0, 0.9),
+        row("offramp-x-exit-1", "shallow", 400.0, 0.7),
+        row("offramp-x-exit-2", "shallow", 300.0, 0.8),
+        row("offramp-x-lost-1-offline", "exits", 250.0, 0.95, held_out={"accuracy": 0.89}),
+        {"name": "absent", "label": "absent", "group": "peer", "family": "", "failure": "is not installed"},
+    ],
+}
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Figures as they are when they are written."""
+    seen: list[Any] = []
+    write = speed_plots._png
+    monkeypatch.setattr(speed_plots, "_png", lambda figure: (seen.append(figure), write(figure))[1])
+    return seen
+
+
+def test_bars(figures: list[Any]) -> None:
+    assert speed_plots.plot_speed(RESULT).startswith(b"\x89PNG")
+    [axes] = figures[0].axes  # no panel for a scenario that nothing was timed in
+    assert [bar.get_width() for bar in axes.patches] == [100.0, 250.0, 300.0, 400.0]
+    assert "batches of 32" in axes.get_title()
+
+
+def test_points(figures: list[Any]) -> None:
+    assert speed_plots.plot_accuracy(RESULT).startswith(b"\x89PNG")
+    [axes] = figures[0].axes
+    points = {(line.get_xdata()[0], round(line.get_ydata()[0], 6)) for line in axes.lines if len(line.get_xdata()) == 1}
+    assert points == {(100.0, 90.0), (400.0, 70.0), (300.0, 80.0), (250.0, 89.0)}
+    words = [text.get_text() for text in axes.texts]
+    assert words == ["offramp peer", "1", "2", "offramp-x-lost-1-offline"]
