@@ -307,8 +307,8 @@ def _limit(seconds: float | None) -> Iterator[None]:
         raise _TimeIsUp
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))
     try:
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))  # inside: it may ring before the block begins
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
