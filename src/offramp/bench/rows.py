@@ -33,8 +33,6 @@ __all__ = ["Bench", "Ready", "our_rows", "peer_rows", "peers", "reference_of", "
 
 _SEVERAL = 3
 """Timings whose median is a cost."""
-_SAMPLE = 256
-"""Texts on which exports measure ranges and agreement."""
 
 Say = Callable[[str], None]
 Ready = tuple[Job, Mapping[str, Any] | Failure]
@@ -113,12 +111,12 @@ def row_names(run: Path, max_lost: Sequence[float], scenarios: Sequence[str]) ->
             found.append(f"{stem}-whole")
         if variant.dtype == "int8":
             found += [f"{stem}-exit-{layer}" for layer in _early_layers(run)]
-        found += [_lost_name(stem, lost, scenario) for lost in max_lost for scenario in scenarios]
+        found += [f"{stem}-{_lost_name(lost, scenario)}" for lost in max_lost for scenario in scenarios]
     return found
 
 
-def _lost_name(stem: str, lost: float, scenario: str) -> str:
-    return f"{stem}-lost-{lost:g}-{scenario.lower()}"
+def _lost_name(lost: float, scenario: str) -> str:
+    return f"lost-{lost:g}-{scenario.lower()}"
 
 
 def _early_layers(folder: Path) -> Sequence[int]:
@@ -132,7 +130,7 @@ def _early_layers(folder: Path) -> Sequence[int]:
 def peer_rows(bench: Bench, load: Load, say: Say) -> list[Ready]:
     """Rows of the peers, ready."""
     found = []
-    for job in peers(Tokenizer.from_folder(load.tokenizer, max_length=load.max_length).pad_token):
+    for job in peers(_tokenizer(load).pad_token):
         if bench.wants(job.name):
             say(f"preparing {job.label}")
             job = replace(job, model=bench.plain, folder=bench.work / job.name, scenarios=tuple(bench.scenarios))
@@ -144,17 +142,17 @@ def _made(job: Job, load: Load) -> Mapping[str, Any] | Failure:
     """Make a row ready in a process of its own; what is missing is said in the row."""
     missing = [name for name in job.needs if importlib.util.find_spec(name) is None]
     if missing:
-        return Failure(f"{missing[0]} is not installed: pip install 'offramp[{job.extra}]'", "")
+        return Failure(f"{missing[0]} is not installed: pip install 'offramp[bench]'", "")
     made: Mapping[str, Any] | Failure = in_a_process(_make, job, load, threads=load.threads)
     return made
 
 
 def _make(job: Job, load: Load) -> Mapping[str, Any]:
-    return make_ready(job, _encoded(load)[:: max(1, len(load.texts) // _SAMPLE)])
+    return make_ready(job, _tokenizer(load).encode(load.sample))
 
 
-def _encoded(load: Load) -> Any:
-    return Tokenizer.from_folder(load.tokenizer, max_length=load.max_length).encode(load.texts)
+def _tokenizer(load: Load) -> Tokenizer:
+    return Tokenizer.from_folder(load.tokenizer, max_length=load.max_length)
 
 
 def reference_of(bench: Bench, load: Load) -> tuple[npt.NDArray[np.bool_], str]:
@@ -164,8 +162,7 @@ def reference_of(bench: Bench, load: Load) -> tuple[npt.NDArray[np.bool_], str]:
     if bench.plain == bench.run:
         del models["the plain fine-tune"]
     for name, folder in models.items():
-        tokenizer = Tokenizer.from_folder(load.tokenizer, max_length=load.max_length)
-        settings = {"dtype": "float32", "pad_token": tokenizer.pad_token}
+        settings = {"dtype": "float32", "pad_token": _tokenizer(load).pad_token}
         answers = in_a_process(
             _answers, Job(name, name, "transformers", folder, bench.work, settings), load, threads=load.threads
         )
@@ -177,7 +174,7 @@ def reference_of(bench: Bench, load: Load) -> tuple[npt.NDArray[np.bool_], str]:
 
 
 def _answers(job: Job, load: Load) -> Any:
-    return open_server(job, load.threads).answer(_encoded(load), load.max_rows)
+    return open_server(job, load.threads).answer(_tokenizer(load).encode(load.texts), load.max_rows)
 
 
 def _variants() -> list[Variant]:
@@ -223,20 +220,16 @@ class _Ours:
         return [(job, self._make(job)) for job in jobs if self._bench.wants(job.name)]
 
     def _with_exits(self, reference: npt.NDArray[np.bool_]) -> list[Ready]:
-        wanted = {
-            (lost, scenario): _lost_name(self.name, lost, scenario)
-            for lost in self._bench.max_lost for scenario in self._bench.scenarios
-        }  # fmt: skip
-        if not any(self._bench.wants(name) for name in wanted.values()):
+        wanted = [
+            (lost, scenario) for lost in self._bench.max_lost for scenario in self._bench.scenarios
+            if self._bench.wants(f"{self.name}-{_lost_name(lost, scenario)}")
+        ]  # fmt: skip
+        if not wanted:
             return []
         every = self._job("all", "every exit", "exits", "all")
         made = self._make(every)
         survey = made if isinstance(made, Failure) else self._surveyed(every)
-        found: list[Ready] = []
-        for (lost, scenario), name in wanted.items():
-            if self._bench.wants(name):
-                found.append(self._row(name, lost, scenario, survey, reference))
-        return found
+        return [self._row(lost, scenario, survey, reference) for lost, scenario in wanted]
 
     def _surveyed(self, every: Job) -> Any:
         full = self._job("full", "full depth", "full", [])
@@ -246,21 +239,18 @@ class _Ours:
         self._say(f"recording and timing {every.label}")
         return in_a_process(_survey, every, full, self._load, self._bench.labels, threads=self._load.threads)
 
-    def _row(self, name: str, lost: float, scenario: str, survey: Any, reference: npt.NDArray[np.bool_]) -> Ready:
+    def _row(self, lost: float, scenario: str, survey: Any, reference: npt.NDArray[np.bool_]) -> Ready:
         """A row with exits: choose them, then make it."""
-        label = f"at most {lost:g} points lost"
-        empty = self._job(name.removeprefix(f"{self.name}-"), label, "exits", [], scenarios=(scenario,))
+        name, label = _lost_name(lost, scenario), f"at most {lost:g} points lost"
         if isinstance(survey, Failure):
-            return empty, survey
+            return self._job(name, label, "exits", [], scenarios=(scenario,)), survey
         trace, costs = survey
         choice = choose_exits(
             trace, reference, _rules(self._bench.run, trace), costs[scenario], max_lost=lost,
             splits=self._bench.splits, seed=self._bench.seed,
         )  # fmt: skip
-        job = self._job(
-            empty.name.removeprefix(f"{self.name}-"), label, "exits", list(choice.layers), scenarios=(scenario,),
-            point=choice.point,
-        )  # fmt: skip
+        exits = list(choice.layers)
+        job = self._job(name, label, "exits", exits, scenarios=(scenario,), point=choice.point)
         made = self._make(job)
         if isinstance(made, Failure):
             return job, made
@@ -273,7 +263,7 @@ class _Ours:
         given = {
             "variant": self._variant.name,
             "exits": exits,
-            "texts": self._load.texts[:: max(1, len(self._load.texts) // _SAMPLE)],
+            "texts": self._load.sample,
             **settings,
         }
         return Job(
@@ -323,7 +313,7 @@ def _survey(every: Job, full: Job, load: Load, labels: Any) -> tuple[Trace, dict
     from offramp.engine.record import record
 
     classifier, whole = (open_run(job.folder, variant_of(job.settings), load.threads) for job in (every, full))
-    encoded = _encoded(load)
+    encoded = _tokenizer(load).encode(load.texts)
     trace = record(
         classifier.runtime, encoded, pad_token=classifier.tokenizer.pad_token, id2label=classifier.run.id2label,
         labels=labels, batch_size=load.max_rows,

@@ -25,6 +25,8 @@ from offramp.inputs.tokens import Text
 
 __all__ = ["Failure", "Load", "Worker", "in_a_process"]
 
+_SAMPLE = 256
+"""Texts of a sample, about."""
 _CLOSED = 10.0
 """Seconds a worker has to end before it is made to."""
 
@@ -42,6 +44,11 @@ class Load:
     max_length: int
     max_rows: int
     threads: int
+
+    @property
+    def sample(self) -> Sequence[Text]:
+        """Texts on which exports measure ranges and agreement, spread over all."""
+        return self.texts[:: max(1, len(self.texts) // _SAMPLE)]
 
 
 @dataclass(frozen=True)
@@ -65,12 +72,8 @@ class Worker:
     """
 
     def __init__(self, job: Any, load: Load) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, other = context.Pipe()
         started = time.monotonic()
-        self._process = context.Process(target=_serve, args=(other, job, load), daemon=True)
-        self._process.start()
-        other.close()
+        self._process, self._pipe = _start(_serve, job, load)
         ready = self._receive()
         self.failure = ready if isinstance(ready, Failure) else None
         self.startup = None if self.failure else time.monotonic() - started
@@ -80,7 +83,7 @@ class Worker:
         try:
             self._pipe.send((command, arguments))
         except OSError:
-            return self._ended()
+            return _ended(self._process)
         return self._receive()
 
     def close(self) -> None:
@@ -95,30 +98,38 @@ class Worker:
         self._pipe.close()
 
     def _receive(self) -> Any:
-        try:
-            return self._pipe.recv()
-        except (EOFError, OSError):
-            return self._ended()
-
-    def _ended(self) -> Failure:
-        self._process.join()
-        return Failure(f"its process ended with status {self._process.exitcode}", "")
+        return _received(self._process, self._pipe)
 
 
 def in_a_process(function: Any, *arguments: Any, threads: int) -> Any:
     """Call a function in a fresh process and return what it returns, or a ``Failure``."""
-    context = multiprocessing.get_context("spawn")
-    pipe, other = context.Pipe()
-    process = context.Process(target=_call, args=(other, threads, function, arguments), daemon=True)
-    process.start()
-    other.close()
-    try:
-        said = pipe.recv()
-    except (EOFError, OSError):
-        process.join()
-        said = Failure(f"its process ended with status {process.exitcode}", "")
+    process, pipe = _start(_call, threads, function, arguments)
+    said = _received(process, pipe)
     process.join()
     return said
+
+
+def _start(target: Any, *arguments: Any) -> tuple[Any, Connection]:
+    """A fresh process that runs ``target(pipe, *arguments)``, and this end of the pipe."""
+    context = multiprocessing.get_context("spawn")
+    pipe, other = context.Pipe()
+    process = context.Process(target=target, args=(other, *arguments), daemon=True)
+    process.start()
+    other.close()
+    return process, pipe
+
+
+def _received(process: Any, pipe: Connection) -> Any:
+    """What a process says next, or how it ended."""
+    try:
+        return pipe.recv()
+    except (EOFError, OSError):
+        return _ended(process)
+
+
+def _ended(process: Any) -> Failure:
+    process.join()
+    return Failure(f"its process ended with status {process.exitcode}", "")
 
 
 def _call(pipe: Connection, threads: int, function: Any, arguments: Sequence[Any]) -> None:

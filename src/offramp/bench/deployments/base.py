@@ -40,8 +40,6 @@ class Job:
     folder: Path
     """Where what is served was prepared."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    extra: str = "bench"
-    """Which of offramp's extras brings the library."""
     needs: tuple[str, ...] = ()
     """Modules that must be there."""
     group: Literal["peer", "shallow", "full", "whole", "exits"] = "peer"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -57,8 +56,6 @@ def serve(model: Path, folder: Path, threads: int, settings: Mapping[str, Any]) 
         import torch
 
         torch.set_num_threads(threads)
-    elif os.environ.get("OMP_NUM_THREADS") is None:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
     classifier = open_run(folder, variant, threads)
     if settings.get("bare"):
         return _Bare(classifier, settings)
