@@ -18,7 +18,7 @@ from offramp.runtimes.base import Memory
 from offramp.runtimes.manifest import Graph, read_manifest
 from offramp.types import Array, Batch, ExitOutput
 
-__all__ = ["Said", "feeds", "output_of", "variant"]
+__all__ = ["Said", "feeds", "output_of", "tokens_of", "variant"]
 
 
 def variant(folder: str | Path, runtime: str, dtype: str, *, weights: str, flags: str = "") -> Path:
@@ -41,6 +41,12 @@ def variant(folder: str | Path, runtime: str, dtype: str, *, weights: str, flags
     if read_manifest(found).weights != weights:
         raise RunError(f"{found} was made of other weights than {folder} holds now: run `offramp export` again")
     return found
+
+
+def tokens_of(inputs: Mapping[str, Array]) -> tuple[Array, Batch]:
+    """What stands for hidden states before the first stage, the tokens [B, L], and the batch."""
+    tokens = np.ascontiguousarray(inputs["tokens"])
+    return tokens, Batch(inputs["ids"], tokens, inputs["lengths"], inputs.get("token_types"))
 
 
 def feeds(graph: Graph, hidden: Array, batch: Batch, memory: Memory) -> dict[str, Array]:

@@ -17,7 +17,7 @@ import onnxruntime
 from offramp.errors import RunError
 from offramp.runtimes.base import Memory, RuntimeInfo
 from offramp.runtimes.cpu import check_threads, warn_of_slow_int8
-from offramp.runtimes.exported import Said, feeds, output_of, variant
+from offramp.runtimes.exported import Said, feeds, output_of, tokens_of, variant
 from offramp.runtimes.manifest import Graph, Manifest, read_bytes, read_manifest
 from offramp.types import Array, Batch, ExitOutput, Stage
 
@@ -75,8 +75,7 @@ class OnnxRuntime:
 
     def embed(self, inputs: Mapping[str, Array]) -> tuple[Array, Batch]:
         """The tokens, [B, L]: the first stage embeds them; see ``runtimes.base.Runtime``."""
-        tokens = np.ascontiguousarray(inputs["tokens"])
-        return tokens, Batch(inputs["ids"], tokens, inputs["lengths"], inputs.get("token_types"))
+        return tokens_of(inputs)
 
     def run(self, stage: Stage, hidden: Array, batch: Batch, active: Array | None = None) -> Array:
         """The layers of one stage, and its exit with them; after the last, hidden states of width 0."""

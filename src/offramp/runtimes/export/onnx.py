@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,14 @@ from offramp.inputs.tokens import Encoded, Text
 from offramp.runtimes.cpu import check_threads
 from offramp.runtimes.export.check import stage_errors
 from offramp.runtimes.export.fuse import fuse
-from offramp.runtimes.export.graph import OUT, attention_as, can_mark, to_graph
+from offramp.runtimes.export.graph import OUT
 from offramp.runtimes.export.quantise import INVARIANT, KINDS, Kind, Range, activations, quantise
-from offramp.runtimes.export.source import Exits, Source, checked, described, keep_whole, open_source, placed
-from offramp.runtimes.export.stages import Part, sample
+from offramp.runtimes.export.source import Exits, Source, checked, described, graphs_of, keep_whole, open_source, placed
 from offramp.runtimes.manifest import FILE, Graph, Manifest
 from offramp.runtimes.onnx import OnnxRuntime, open_session
 from offramp.traces.files import write_atomically
 
 __all__ = ["export_onnx"]
-
-logger = logging.getLogger(__name__)
 
 _BATCH = 16
 
@@ -66,7 +62,7 @@ def export_onnx(
     source = open_source(folder, exits, texts)
     dtype = "float32" if int8 is None else "int8"
     with placed(source.run.folder / "onnx" / dtype) as staging:
-        exact = _write(staging / "exact", source, _graphs(source), None)
+        exact = _write(staging / "exact", source, graphs_of(source, "marked", fuse), None)
         errors = stage_errors(source.plans, OnnxRuntime(staging / "exact", threads=threads), source.reading)
         made, kept = exact, staging / "exact"
         if int8 is not None:
@@ -75,21 +71,6 @@ def export_onnx(
         manifest = checked(kept, source, made, errors, OnnxRuntime(kept, threads=threads))
         keep_whole(staging, kept)
     return manifest
-
-
-def _graphs(source: Source) -> dict[str, onnx.ModelProto]:
-    """Name of each graph -> the graph, in float32."""
-    made: dict[str, onnx.ModelProto] = {}
-    with attention_as(source.model, "marked" if can_mark(source.model) else "plain"):
-        for place, plan in enumerate(source.plans):
-            made[f"stage-{place}"] = _graph(source, plan.layers, place)
-            if plan.exit is not None:
-                made[f"exit-{place}"] = _graph(source, plan.exit, place)
-    return made
-
-
-def _graph(source: Source, part: Part, place: int) -> onnx.ModelProto:
-    return fuse(to_graph(part, sample(part, source.model, source.plans[:place])))
 
 
 def _write(folder: Path, source: Source, graphs: Mapping[str, onnx.ModelProto], kind: Kind | None) -> Manifest:
@@ -132,8 +113,7 @@ def _quantised(folder: Path, source: Source, exact: Manifest, kind: Kind, thread
 
 def _ranges(folder: Path, source: Source, exact: Manifest, threads: int) -> dict[int, dict[str, Range]]:
     """What the activations of every stage hold on the texts."""
-    if not source.given_texts:
-        logger.warning("ranges of static int8 are measured on built-in sentences: give --data, texts like those served")
+    source.warn_of_built_in_texts()
     sessions, names = [], []
     for entry in exact.stages:
         graph = onnx.load(folder / entry.layers_graph.file)

@@ -19,6 +19,7 @@ import io
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,8 @@ from offramp.inputs.tokens import Text
 from offramp.runtimes.cpu import check_threads
 from offramp.runtimes.export.check import agreement, stage_errors
 from offramp.runtimes.export.fuse import prune
-from offramp.runtimes.export.graph import BLOCK, OUT, attention_as, can_mark, to_graph
-from offramp.runtimes.export.source import Exits, Source, checked, described, keep_whole, open_source, placed
-from offramp.runtimes.export.stages import Part, sample
+from offramp.runtimes.export.graph import BLOCK, OUT, can_mark
+from offramp.runtimes.export.source import Exits, Source, checked, described, graphs_of, keep_whole, open_source, placed
 from offramp.runtimes.exported import feeds
 from offramp.runtimes.manifest import FILE, Graph, Manifest
 from offramp.runtimes.openvino import OpenvinoRuntime, has_bfloat16
@@ -44,8 +44,6 @@ with without_telemetry():
     import openvino
 
 __all__ = ["LENGTH_STEP", "export_openvino"]
-
-logger = logging.getLogger(__name__)
 
 LENGTH_STEP = 4
 """Tokens: a compromise between kernels for ever more widths, and tokens computed for nothing."""
@@ -87,7 +85,8 @@ def export_openvino(
     dtype = "float32" if int8 is None else "int8"
     with placed(source.run.folder / "openvino" / dtype) as staging:
         kept = staging / "exact"
-        made = _write(kept, source, _graphs(source), None)
+        graphs = graphs_of(source, "blocks", partial(_read, kind=source.model.config.model_type))
+        made = _write(kept, source, graphs, None)
         runtime = OpenvinoRuntime(kept, threads=threads)
         errors = stage_errors(source.plans, runtime, source.reading)
         more: dict[str, Any] = {}
@@ -105,25 +104,13 @@ def export_openvino(
     return manifest
 
 
-def _graphs(source: Source) -> dict[str, Any]:
-    """Name of each graph -> the graph, in float32."""
-    made: dict[str, Any] = {}
-    with attention_as(source.model, "blocks" if can_mark(source.model) else "plain"):
-        for place, plan in enumerate(source.plans):
-            made[f"stage-{place}"] = _graph(source, plan.layers, place)
-            if plan.exit is not None:
-                made[f"exit-{place}"] = _graph(source, plan.exit, place)
-    return made
-
-
-def _graph(source: Source, part: Part, place: int) -> Any:
-    traced = to_graph(part, sample(part, source.model, source.plans[:place]))
+def _read(traced: onnx.ModelProto, kind: str) -> Any:
+    """A traced graph as OpenVINO's own; ``kind``: of model, for the complaint."""
     prune(traced.graph)
     try:
         return openvino.Core().read_model(traced.SerializeToString())
     except Exception as error:  # openvino's errors share no class but this one
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        kind = source.model.config.model_type
         raise UnsupportedError(
             f"{kind} models with these exits cannot be exported for openvino ({reason}): "
             "serve the run with onnx or torch"
@@ -177,8 +164,7 @@ def _nncf() -> Any:
 
 
 def _quantised(folder: Path, source: Source, exact: OpenvinoRuntime) -> dict[str, Any]:
-    if not source.given_texts:
-        logger.warning("ranges of static int8 are measured on built-in sentences: give --data, texts like those served")
+    source.warn_of_built_in_texts()
     made: dict[str, Any] = {}
     for place, (entry, given) in enumerate(zip(exact.manifest.stages, _seen(source, exact), strict=True)):
         made[f"stage-{place}"] = quantised(openvino.Core().read_model(folder / entry.layers_graph.file), given)

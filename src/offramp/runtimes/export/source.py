@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+import onnx
 import torch
 import transformers
 
@@ -22,17 +24,22 @@ from offramp.model.modeling import load_early_exit
 from offramp.run import Run, weights_hash
 from offramp.runtimes.base import Runtime, RuntimeInfo
 from offramp.runtimes.export.check import Reading, agreement
-from offramp.runtimes.export.graph import OPSET, can_mark
+from offramp.runtimes.export.graph import OPSET, Form, attention_as, can_mark, to_graph
 from offramp.runtimes.export.merge import chosen_exits, useful_exits
 from offramp.runtimes.export.sentences import SENTENCES
-from offramp.runtimes.export.stages import Plan, plan_stages, scorable
+from offramp.runtimes.export.stages import Plan, plan_stages, sample, scorable
 from offramp.runtimes.manifest import FILE, Graph, Manifest, StageEntry
 from offramp.runtimes.torch import TorchRuntime
 from offramp.traces.files import write_atomically
 from offramp.traces.store import load_trace
 from offramp.traces.trace import Trace
 
-__all__ = ["Exits", "Source", "built_in_texts", "checked", "described", "keep_whole", "open_source", "placed"]
+__all__ = [
+    "Exits", "Source", "built_in_texts", "checked", "described", "graphs_of", "keep_whole", "open_source", "placed",
+]  # fmt: skip
+
+logger = logging.getLogger(__name__)
+Made = TypeVar("Made")
 
 Exits = Literal["useful", "all"] | Sequence[int]
 """Which exits stay: those worth their cost at the default operating point, all, or those after some layers."""
@@ -59,6 +66,31 @@ class Source:
     def torch_trace(self) -> Trace:
         """What torch says of the texts that the export is checked on."""
         return self.reading.trace(TorchRuntime(self.model), 32)
+
+    def warn_of_built_in_texts(self) -> None:
+        """Say so where ranges of int8 are about to be measured on texts that are nobody's."""
+        if not self.given_texts:
+            logger.warning(
+                "ranges of static int8 are measured on built-in sentences: give --data, texts like those served"
+            )
+
+
+def graphs_of(source: Source, form: Form, finish: Callable[[onnx.ModelProto], Made]) -> dict[str, Made]:
+    """Name of each graph (``stage-0``, and ``exit-0`` where exits stand apart) -> the graph, in float32.
+
+    Args:
+        source: the run.
+        form: of attention, where the model's knows nothing but lengths; of others it stays plain.
+        finish: makes of a traced graph what a runtime loads.
+    """
+    made: dict[str, Made] = {}
+    with attention_as(source.model, form if can_mark(source.model) else "plain"):
+        for place, plan in enumerate(source.plans):
+            before = source.plans[:place]
+            for name, part in (("stage", plan.layers), ("exit", plan.exit)):
+                if part is not None:
+                    made[f"{name}-{place}"] = finish(to_graph(part, sample(part, source.model, before)))
+    return made
 
 
 def built_in_texts(pairs: bool) -> list[Text]:
