@@ -6,6 +6,7 @@ import gc
 import hashlib
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -370,6 +371,34 @@ def test_nothing_is_written_that_differs_from_torch(trained: Path, tmp_path: Pat
     assert not (folder / "openvino").exists()
 
 
+# Beside other code
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are others there")
+@pytest.mark.parametrize("exporting", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_ctrl_c_is_still_ctrl_c(run: Path, tmp_path: Path, texts: list[str], exporting: bool) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    program = f"""
+        import gc, os, signal
+        import offramp
+        if {exporting}:
+            from offramp.runtimes.export.openvino import export_openvino
+            export_openvino({str(folder)!r}, int8="static", texts={texts[:4]!r}, threads=1)
+        loaded = [offramp.load({str(folder)!r}, runtime="openvino", threads=1) for _ in range(2)]
+        for _ in range(2):
+            loaded.pop(0)  # the first is the first to go: not as they came
+            gc.collect()
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            import time
+            time.sleep(60)
+        except KeyboardInterrupt:
+            print("interrupted")
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False)
+    assert (done.stdout.splitlines()[-1:], done.returncode) == (["interrupted"], 0), done.stderr
+
+
 # Without torch, and without a word to anybody
 
 BLOCK = """
@@ -410,6 +439,19 @@ def test_what_is_imported_tells_nobody_either() -> None:
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1:] == ["True []"], done.stderr
+
+
+def test_the_logging_of_others_stays_as_it_was() -> None:
+    from offramp.runtimes.export.openvino import _nncf
+
+    listening = logging.NullHandler(logging.INFO)
+    logging.getLogger("nncf").addHandler(listening)
+    try:
+        _nncf()
+        assert listening.level == logging.INFO
+        assert logging.getLoggerClass() is logging.Logger
+    finally:
+        logging.getLogger("nncf").removeHandler(listening)
 
 
 @pytest.mark.long

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -35,7 +36,7 @@ from offramp.types import Array, Batch, ExitOutput, Stage
 with without_telemetry():
     import openvino
 
-__all__ = ["FOLDERS", "OpenvinoRuntime", "has_bfloat16", "padded_rows"]
+__all__ = ["FOLDERS", "OpenvinoRuntime", "core", "has_bfloat16", "padded_rows"]
 
 FOLDERS: Mapping[str, str] = {"int8": "int8", "float32": "float32", "bfloat16": "float32"}
 """dtype -> the exported graphs that it runs: bfloat16 is another way of running float32's."""
@@ -84,7 +85,6 @@ class OpenvinoRuntime:
             if not has_bfloat16():
                 raise KnobError("this CPU has no instructions for bfloat16: take int8 or float32")
             self._info = replace(self._info, dtype=dtype, batch_invariant=False)
-        self._core = openvino.Core()
         self._layers = [self._load(folder, stage.layers_graph) for stage in self.manifest.stages]
         self._exits = [
             None if stage.exit_graph is None else self._load(folder, stage.exit_graph) for stage in self.manifest.stages
@@ -181,9 +181,9 @@ class OpenvinoRuntime:
     def _load(self, folder: Path, graph: Graph) -> _Loaded:
         path = check_files(folder, graph)
         try:
-            model = self._core.read_model(path)
+            model = core().read_model(path)
             names = [[each.any_name for each in ports] for ports in (model.inputs, model.outputs)]
-            compiled = self._core.compile_model(model, "CPU", settings(self._info.dtype, self.threads))
+            compiled = core().compile_model(model, "CPU", settings(self._info.dtype, self.threads))
             request = compiled.create_infer_request()
         except Exception as error:  # openvino's errors share no class but this one
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
@@ -209,9 +209,20 @@ def settings(dtype: str, threads: int) -> dict[str, Any]:
     }
 
 
+@cache
+def core() -> Any:
+    """The ``openvino.Core`` of this process, one for as long as it lives.
+
+    Each core with a compiled model gives the thread that made it a stack for signals, and takes it back when it is
+    destroyed. Two that are not destroyed in the reverse order leave a stack that is no memory any more, and the next
+    signal, Ctrl-C for one, ends the process with a segmentation fault (seen with OpenVINO 2026.4).
+    """
+    return openvino.Core()
+
+
 def has_bfloat16() -> bool:
     """Whether the CPU computes in bfloat16 by instructions of its own."""
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _padded(array: npt.NDArray[Any], shape: tuple[int, int]) -> npt.NDArray[Any]:

@@ -36,7 +36,7 @@ from offramp.runtimes.export.graph import BLOCK, OUT, can_mark
 from offramp.runtimes.export.source import Exits, Source, checked, described, graphs_of, keep_whole, open_source, placed
 from offramp.runtimes.exported import feeds
 from offramp.runtimes.manifest import FILE, Graph, Manifest
-from offramp.runtimes.openvino import OpenvinoRuntime, has_bfloat16
+from offramp.runtimes.openvino import OpenvinoRuntime, core, has_bfloat16
 from offramp.runtimes.silence import without_telemetry
 from offramp.traces.files import write_atomically
 
@@ -108,7 +108,7 @@ def _read(traced: onnx.ModelProto, kind: str) -> Any:
     """A traced graph as OpenVINO's own; ``kind``: of model, for the complaint."""
     prune(traced.graph)
     try:
-        return openvino.Core().read_model(traced.SerializeToString())
+        return core().read_model(traced.SerializeToString())
     except Exception as error:  # openvino's errors share no class but this one
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise UnsupportedError(
@@ -156,10 +156,13 @@ def _hash(path: Path) -> str:
 
 
 def _nncf() -> Any:
-    """NNCF, which speaks only of what went wrong."""
+    """NNCF, which speaks only of what went wrong, and leaves other people's logging alone."""
+    loggers = logging.getLoggerClass()
     with without_telemetry():
         import nncf
-    nncf.set_log_level(logging.ERROR)
+    logging.setLoggerClass(loggers)  # importing it makes its own the class of all that follow
+    # Not by its set_log_level, which sets every handler found there: those of whoever listens, too.
+    logging.getLogger("nncf").setLevel(logging.ERROR)
     return nncf
 
 
@@ -167,9 +170,9 @@ def _quantised(folder: Path, source: Source, exact: OpenvinoRuntime) -> dict[str
     source.warn_of_built_in_texts()
     made: dict[str, Any] = {}
     for place, (entry, given) in enumerate(zip(exact.manifest.stages, _seen(source, exact), strict=True)):
-        made[f"stage-{place}"] = quantised(openvino.Core().read_model(folder / entry.layers_graph.file), given)
+        made[f"stage-{place}"] = quantised(core().read_model(folder / entry.layers_graph.file), given)
         if entry.exit_graph is not None:
-            made[f"exit-{place}"] = openvino.Core().read_model(folder / entry.exit_graph.file)
+            made[f"exit-{place}"] = core().read_model(folder / entry.exit_graph.file)
     return made
 
 
