@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -113,9 +114,10 @@ ACTION = st.one_of(
     max_tokens=st.sampled_from([None, 6, 25]),
     patience_steps=st.integers(0, 5),
     hold=st.integers(1, 3),
+    go_on=st.sampled_from([0, 10, math.inf]),
 )
 def test_any_interleaving_finishes_each_unit_once_as_the_reference_would(
-    actions, name, memory, in_torch, max_rows, max_tokens, patience_steps, hold
+    actions, name, memory, in_torch, max_rows, max_tokens, patience_steps, hold, go_on
 ):
     runtime = InTorch(fake(memory)) if in_torch else fake(memory)
     engine = Engine(
@@ -126,6 +128,7 @@ def test_any_interleaving_finishes_each_unit_once_as_the_reference_would(
         max_tokens=max_tokens,
         patience_steps=patience_steps,
         hold=hold,
+        go_on=go_on,
     )
     chosen: dict[int, int] = {}  # unit -> which knobs
     finished: dict[int, object] = {}

@@ -12,9 +12,15 @@ from offramp.engine.scheduler import Scheduler, Work, alike
 from offramp.errors import KnobError
 
 
-def scheduler(stages=3, *, max_rows=2, max_tokens=None, patience_steps=100, waste=math.inf, hold=1):
+def scheduler(stages=3, *, max_rows=2, max_tokens=None, patience_steps=100, waste=math.inf, hold=1, go_on=math.inf):
     return Scheduler(
-        stages, max_rows=max_rows, max_tokens=max_tokens, patience_steps=patience_steps, waste=waste, hold=hold
+        stages,
+        max_rows=max_rows,
+        max_tokens=max_tokens,
+        patience_steps=patience_steps,
+        waste=waste,
+        hold=hold,
+        go_on=go_on,
     )
 
 
@@ -74,6 +80,39 @@ def test_no_patience_is_depth_first():
         if work.stage < 3:
             queues.put(work.stage + 1, work.ids, [5] * len(work.ids))
     assert [work.stage for work in seen] == [0, 1, 2, 3] * 2
+
+
+def test_survivors_with_tokens_enough_go_on_and_the_others_wait():
+    queues = scheduler(4, max_rows=4, go_on=10)
+    put(queues, 0, 1, 2, 3, 4)
+    put(queues, 0, 5, 6, 7, 8)
+    assert queues.next() == Work(0, [1, 2, 3, 4])
+    put(queues, 1, 1, 4)
+    assert queues.next() == Work(1, [1, 4])
+    put(queues, 2, 4)  # 5 tokens
+    assert queues.next() == Work(0, [5, 6, 7, 8])
+
+
+def test_survivors_of_unlike_length_wait_for_company():
+    queues = scheduler(max_rows=4, go_on=10, waste=1.2)
+    queues.put(0, [1, 2, 3, 4], [12, 11, 11, 4])
+    put(queues, 0, 5)
+    queues.put(1, [1, 4], [12, 4])
+    assert queues.next() != Work(1, [1, 4])
+
+
+def test_starving_rows_go_before_survivors():
+    queues = scheduler(4, max_rows=2, go_on=5, patience_steps=0)
+    put(queues, 2, 9, length=1)
+    put(queues, 1, 1, 2)
+    assert queues.next() == Work(2, [9])
+
+
+def test_survivors_that_were_dropped_do_not_go_on():
+    queues = scheduler(go_on=0)
+    put(queues, 1, 1, 2)
+    queues.drop([1])
+    assert queues.next() == Work(1, [2])
 
 
 def test_the_deepest_full_stage_goes_before_inputs():
@@ -160,8 +199,10 @@ def test_settings_outside_what_they_may_be(wrong):
 def test_promises_under_random_traffic(data):
     stages, max_rows = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 4))
     max_tokens, patience = data.draw(st.sampled_from([None, 8, 30])), data.draw(st.integers(0, 6))
-    hold = data.draw(st.integers(1, 3))
-    queues = scheduler(stages, max_rows=max_rows, max_tokens=max_tokens, patience_steps=patience, waste=1.5, hold=hold)
+    hold, go_on = data.draw(st.integers(1, 3)), data.draw(st.sampled_from([0, 10, math.inf]))
+    queues = scheduler(
+        stages, max_rows=max_rows, max_tokens=max_tokens, patience_steps=patience, waste=1.5, hold=hold, go_on=go_on
+    )
     lengths: dict[int, int] = {}
     arrivals: list[int] = []  # inputs that wait, oldest first
     parked: dict[int, list[int]] = {}  # row -> [stage, how often passed over, allowed]

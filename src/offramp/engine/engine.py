@@ -76,6 +76,8 @@ class Engine:
         waste: most positions computed per real token in a batch.
         hold: batches' worth of rows that wait between two stages for company of like length. More is less padding,
             and more memory: rows in flight times length times width.
+        go_on: tokens with which the survivors of a batch go on at once, as they are. On a CPU a token costs the same in
+            any batch of more than about a hundred (docs/performance.md); infinity: they always wait for company.
 
     Raises:
         UnsupportedError: the criterion does not fit the runtime's model.
@@ -96,6 +98,7 @@ class Engine:
         patience_steps: int = 256,
         waste: float = 1.25,
         hold: int = 8,
+        go_on: float = 128,
     ) -> None:
         check_fits(criterion, runtime.info)
         self._runtime, self._criterion, self._pad_token, self._max_rows = runtime, criterion, pad_token, max_rows
@@ -107,6 +110,7 @@ class Engine:
             patience_steps=patience_steps,
             waste=waste,
             hold=hold,
+            go_on=go_on,
         )
         self._inputs: dict[int, tuple[Unit, Mapping[str, float]]] = {}
         self._parked: list[list[_Rows]] = [[] for _ in self._stages]
@@ -319,14 +323,17 @@ class Engine:
         """Merge parked rows into one batch."""
         return _fit(_merge(self._take(work.stage, work.ids)))
 
-    def _take(self, stage: int, ids: Sequence[int]) -> list[_Rows]:
+    def _take(self, stage: int, ids: list[int]) -> list[_Rows]:
         """Take rows out of the groups parked before a stage."""
-        groups, self._parked[stage] = self._parked[stage], []
-        if sum(len(rows.ids) for rows in groups) == len(ids):  # all that are here, as with one text at a time
+        groups = self._parked[stage]
+        if groups and groups[-1].ids.tolist() == ids:  # the survivors of the step before, going on
+            return [groups.pop()]
+        self._parked[stage] = []
+        if sum(len(rows.ids) for rows in groups) == len(ids):
             return groups
-        taken = []
+        taken, these = [], set(ids)
         for rows in groups:
-            wanted = np.isin(rows.ids, ids)
+            wanted = np.array([row in these for row in rows.ids.tolist()])
             if wanted.any():
                 taken.append(_keep(wanted, rows))
             if not wanted.all():

@@ -1,14 +1,18 @@
 """Who runs next: queues of rows before each stage, and the choice of the next batch. No arrays, no clock, no model.
 
-A batch loses rows at every exit. Its survivors are parked before the next stage until there are enough of them, from
-whichever batches, to fill a batch again. Each call of ``next`` is one *step* and picks, in this order:
+A batch loses rows at every exit. Where its survivors are many they go on as they are; where they are few they are
+parked before the next stage until there are enough of them, from whichever batches, to fill a batch again. Each call of
+``next`` is one *step* and picks, in this order:
 
 1. **Starving rows.** The longest-parked rows, if ``patience_steps`` steps have gone by without them.
-2. **The deepest full stage**: ``hold`` batches of rows are parked there (``hold * max_rows``, or as many tokens).
+2. **The survivors of the step before**, if they have ``go_on`` tokens and little padding: nothing of theirs has to be
+   moved. How many are worth it depends on the machine: a CPU takes as long for a token among a hundred as among
+   thousands.
+3. **The deepest full stage**: ``hold`` batches of rows are parked there (``hold * max_rows``, or as many tokens).
    Deepest, because what runs there can only move rows on to emptier places. More than one batch, because survivors
    come from texts of all lengths: out of many a batch of like lengths can be taken, and padding is computed too.
-3. **New inputs**: those that have waited longest, in the company of waiting inputs of like length.
-4. **The shallowest stage** with rows. Nothing else can arrive from above it, so going downwards each later stage
+4. **New inputs**: those that have waited longest, in the company of waiting inputs of like length.
+5. **The shallowest stage** with rows. Nothing else can arrive from above it, so going downwards each later stage
    is met by all the survivors there will ever be: the fewest batches.
 
 What follows from it, and is tested:
@@ -63,13 +67,22 @@ class Scheduler:
         patience_steps: how often parked rows may be passed over before they go next; 0: depth first.
         waste: positions computed, as a multiple of real tokens, that a batch may reach; infinity: any.
         hold: batches' worth of rows that wait before a stage until it runs.
+        go_on: tokens with which the survivors of a step are the next batch; infinity: they always wait.
 
     Raises:
         KnobError: a setting outside what it may be.
     """
 
     def __init__(
-        self, stages: int, *, max_rows: int, max_tokens: int | None, patience_steps: int, waste: float, hold: int = 1
+        self,
+        stages: int,
+        *,
+        max_rows: int,
+        max_tokens: int | None,
+        patience_steps: int,
+        waste: float,
+        hold: int = 1,
+        go_on: float = math.inf,
     ) -> None:
         if max_rows < 1 or (max_tokens is not None and max_tokens < 1):
             raise KnobError(
@@ -81,13 +94,16 @@ class Scheduler:
             raise KnobError(f"waste must be 1 (no padding at all) or more, not {waste!r}")
         if hold < 1:
             raise KnobError(f"hold must be 1 or more, not {hold}")
-        self._hold = hold
+        if not go_on >= 0:
+            raise KnobError(f"go_on must be 0 tokens or more, not {go_on!r}")
+        self._hold, self._go_on = hold, go_on
         self._max_rows, self._max_tokens = max_rows, math.inf if max_tokens is None else max_tokens
         self._patience, self._waste = patience_steps, waste
         # Insertion order is order of arrival: the first row of a queue is its oldest.
         self._queues: list[dict[int, _Place]] = [{} for _ in range(stages)]
         self._stage_of: dict[int, int] = {}
         self._plan: dict[int, list[int]] = {}  # input -> the batch it will be in; empty when it must be made anew
+        self._survivors: Work | None = None  # of the step before, where they are to go on
         self._step = 0
 
     def __len__(self) -> int:
@@ -103,19 +119,21 @@ class Scheduler:
         return len(self._queues[0])
 
     def put(self, stage: int, ids: Sequence[int], lengths: Sequence[int]) -> None:
-        """Queue rows before a stage; stage 0: inputs."""
+        """Queue rows before a stage: the survivors of this step, in one call; stage 0: inputs."""
         for row, length in zip(ids, lengths, strict=True):
             self._queues[stage][row] = _Place(length, self._step)
             self._stage_of[row] = stage
         if stage == 0:
             self._plan = {}
+        elif ids and self._go_on <= sum(lengths) and max(lengths) * len(ids) <= self._waste * sum(lengths):
+            self._survivors = Work(stage, list(ids))
 
     def drop(self, ids: Iterable[int]) -> dict[int, int]:
         """Forget rows; those not here are left out. Returns row -> the stage it was waiting for."""
         found = {row: self._stage_of.pop(row) for row in dict.fromkeys(ids) if row in self._stage_of}
         for row, stage in found.items():
             del self._queues[stage][row]
-        self._plan = {}
+        self._plan, self._survivors = {}, None
         return found
 
     def next(self) -> Work | None:
@@ -124,16 +142,19 @@ class Scheduler:
             return None
         self._step += 1
         stage, ids = self._choose()
+        self._survivors = None
         for row in ids:
             del self._queues[stage][row], self._stage_of[row]
         return Work(stage, ids)
 
     def _choose(self) -> tuple[int, list[int]]:
-        """The four rules at the top of this file."""
+        """The five rules at the top of this file."""
         later = range(1, len(self._queues))
         starving = self._starving()
         if starving is not None:
             return starving, self._with_oldest(starving)
+        if self._survivors is not None:
+            return self._survivors.stage, self._survivors.ids
         for stage in reversed(later):
             if self._full(stage):
                 return stage, max(self._batches(stage), key=len)
