@@ -57,6 +57,7 @@ def load(
     dtype: str | None = None,
     batch_size: int = 32,
     threads: int | None = None,
+    lanes: int = 1,
     monitor: Monitor | None = None,
 ) -> Classifier:
     """Load a run folder.
@@ -70,19 +71,23 @@ def load(
             neighbours in a batch can change an answer. None: int8 where it was exported, else float32.
         batch_size: most texts computed together. In float32 it changes no answer.
         threads: of exported graphs; None: one for every core.
+        lanes: batches of exported graphs that are computed side by side, sharing the threads out among them. One lane
+            answers a single text soonest; with as many lanes as threads the most texts are answered in a given time.
         monitor: watches the operating point that is used first, warns where the texts change or the promise does not
             hold, and falls back (docs/drift.md). From then on every call must mean that operating point.
 
     Raises:
         RunError: the folder is no run, is damaged, or was written by a newer offramp; or its export is or was.
         MissingExtraError: the runtime is not installed.
-        KnobError: no such runtime or dtype, or more threads than cores.
+        KnobError: no such runtime or dtype, or more threads than cores, or lanes than threads; or lanes with a monitor.
     """
+    if monitor is not None and lanes != 1:
+        raise KnobError("a monitor sees one batch after the other: leave lanes out, or the monitor")
     if batch_size < 1:
         raise KnobError(f"batch_size must be 1 or more, not {batch_size}")
     run = Run.open(folder)
-    opened = open_runtime(run.folder, runtime, device=device, dtype=dtype, threads=threads)
-    return Classifier(run, opened, batch_size=batch_size, monitor=monitor)
+    opened = open_runtime(run.folder, runtime, device=device, dtype=dtype, threads=threads, lanes=lanes)
+    return Classifier(run, opened, batch_size=batch_size, lanes=lanes, monitor=monitor)
 
 
 class Classifier:
@@ -91,6 +96,8 @@ class Classifier:
     Attributes:
         run: its folder.
         runtime: what computes.
+        batch_size: most texts computed together.
+        lanes: batches computed side by side.
         tokenizer: texts to token ids.
         task: logits to answers.
         points: operating points, the default first.
@@ -98,10 +105,12 @@ class Classifier:
         monitor: what watches the stream of texts; None: nothing does.
     """
 
-    def __init__(self, run: Run, runtime: Runtime, *, batch_size: int = 32, monitor: Monitor | None = None) -> None:
+    def __init__(
+        self, run: Run, runtime: Runtime, *, batch_size: int = 32, lanes: int = 1, monitor: Monitor | None = None
+    ) -> None:
         self.run = run
         self.runtime = runtime
-        self.batch_size = batch_size
+        self.batch_size, self.lanes = batch_size, lanes
         self.tokenizer = Tokenizer.from_folder(run.folder, max_length=run.max_length)
         self.task: Task = make_task(run.problem_type, run.id2label)
         self.points: list[OperatingPoint] = read_points(run.folder)
@@ -354,7 +363,13 @@ class Classifier:
 
     def engine(self, setting: Setting) -> Engine:
         """A fresh engine for one setting."""
-        return Engine(self.runtime, setting.criterion, pad_token=self.tokenizer.pad_token, max_rows=self.batch_size)
+        return Engine(
+            self.runtime,
+            setting.criterion,
+            pad_token=self.tokenizer.pad_token,
+            max_rows=self.batch_size,
+            lanes=self.lanes,
+        )
 
     def encode(self, texts: Sequence[Text]) -> list[Encoded]:
         """Token ids, and a warning where texts are longer than the model reads.

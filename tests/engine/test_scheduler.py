@@ -102,10 +102,26 @@ def test_survivors_of_unlike_length_wait_for_company():
 
 
 def test_starving_rows_go_before_survivors():
-    queues = scheduler(4, max_rows=2, go_on=5, patience_steps=0)
+    queues = scheduler(4, go_on=5, patience_steps=1)
     put(queues, 2, 9, length=1)
+    put(queues, 0, 1, 2)
+    assert queues.next() == Work(0, [1, 2])
     put(queues, 1, 1, 2)
     assert queues.next() == Work(2, [9])
+    assert queues.next() == Work(1, [1, 2])
+
+
+def test_survivors_of_two_lanes_go_on_unless_they_were_taken_along():
+    queues = scheduler(3, max_rows=2, go_on=5, hold=3)
+    put(queues, 1, 1, 2)
+    put(queues, 1, 3, 4)
+    put(queues, 0, 5)
+    assert [queues.next() for _ in range(3)] == [Work(1, [3, 4]), Work(1, [1, 2]), Work(0, [5])]
+    put(queues, 1, 1, 2)
+    queues.drop([9])  # nobody goes on any more
+    put(queues, 1, 3)
+    put(queues, 0, 6)
+    assert [queues.next() for _ in range(3)] == [Work(1, [3]), Work(0, [6]), Work(1, [1, 2])]
 
 
 def test_survivors_that_were_dropped_do_not_go_on():
@@ -186,7 +202,9 @@ def test_drop():
     assert queues.next() is None
 
 
-@pytest.mark.parametrize("wrong", [{"max_rows": 0}, {"max_tokens": 0}, {"patience_steps": -1}, {"waste": 0.9}])
+@pytest.mark.parametrize(
+    "wrong", [{"max_rows": 0}, {"max_tokens": 0}, {"patience_steps": -1}, {"waste": 0.9}, {"go_on": -1}]
+)
 def test_settings_outside_what_they_may_be(wrong):
     with pytest.raises(KnobError):
         scheduler(**wrong)

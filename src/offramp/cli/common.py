@@ -20,8 +20,8 @@ from tqdm import tqdm
 from offramp.errors import KnobError
 
 __all__ = [
-    "BatchSize", "Columns", "Device", "Dtype", "FullDepth", "Json", "KnobValues", "LabelColumn", "MaxLayers", "MaxRisk",
-    "RiskKind", "RunFolder", "RuntimeName", "Speedup", "Threads", "Threshold", "console", "parse_knobs",
+    "BatchSize", "Columns", "Device", "Dtype", "FullDepth", "Json", "KnobValues", "LabelColumn", "Lanes", "MaxLayers",
+    "MaxRisk", "RiskKind", "RunFolder", "RuntimeName", "Speedup", "Threads", "Threshold", "console", "parse_knobs",
     "parse_settings", "print_json", "progress", "quiet_transformers", "show", "split_columns",
 ]  # fmt: skip
 
@@ -38,6 +38,14 @@ Dtype = Annotated[
 ]
 Threads = Annotated[
     int | None, typer.Option(metavar="N", help="Threads of exported graphs; by default one for every core.", min=1)
+]
+Lanes = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        help="Batches of exported graphs computed side by side; as many as threads answer the most texts.",
+        min=1,
+    ),
 ]
 RuntimeName = Annotated[
     str | None,

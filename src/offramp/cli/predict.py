@@ -18,6 +18,7 @@ from offramp.cli.common import (
     Dtype,
     FullDepth,
     KnobValues,
+    Lanes,
     MaxLayers,
     MaxRisk,
     RiskKind,
@@ -67,6 +68,7 @@ def predict(
     dtype: Dtype = None,
     runtime: RuntimeName = None,
     threads: Threads = None,
+    lanes: Lanes = 1,
     monitor: Annotated[
         bool, typer.Option("--monitor", help="Say where texts are not like those of the calibration any more.")
     ] = False,
@@ -95,7 +97,7 @@ def predict(
         quiet_transformers()
     watched = monitor or shadow_every is not None
     classifier = load(
-        run, runtime=runtime, device=device, dtype=dtype, batch_size=batch_size, threads=threads,
+        run, runtime=runtime, device=device, dtype=dtype, batch_size=batch_size, threads=threads, lanes=lanes,
         monitor=Monitor(false_alarms=false_alarms, shadow_every=shadow_every) if watched else None,
     )  # fmt: skip
     setting = classifier.setting(

@@ -9,6 +9,7 @@ one stage costs one transfer: who leaves, and with which answer.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,8 @@ import numpy.typing as npt
 from array_api_compat import array_namespace, device
 
 from offramp.criteria.base import Criterion
-from offramp.engine.scheduler import Scheduler, Work
+from offramp.engine.lanes import Lanes, check_lanes
+from offramp.engine.scheduler import Scheduler
 from offramp.engine.units import Finished, KnobsFor, Unit, check_fits, decide, resolve_knobs, to_host
 from offramp.errors import DataError, KnobError, OfframpError
 from offramp.inputs.batching import pad
@@ -78,6 +80,7 @@ class Engine:
             and more memory: rows in flight times length times width.
         go_on: tokens with which the survivors of a batch go on at once, as they are. On a CPU a token costs the same in
             any batch of more than about a hundred (docs/performance.md); infinity: they always wait for company.
+        lanes: batches that ``run`` and ``run_in_order`` compute side by side, each by a thread of its own.
 
     Raises:
         UnsupportedError: the criterion does not fit the runtime's model.
@@ -99,8 +102,11 @@ class Engine:
         waste: float = 1.25,
         hold: int = 8,
         go_on: float = 128,
+        lanes: int = 1,
     ) -> None:
         check_fits(criterion, runtime.info)
+        self._lanes = check_lanes(lanes)
+        self._lock = threading.Lock()  # around all but computing: steps may be taken by several threads
         self._runtime, self._criterion, self._pad_token, self._max_rows = runtime, criterion, pad_token, max_rows
         self._stages = runtime.info.stages
         self._scheduler = Scheduler(
@@ -129,7 +135,9 @@ class Engine:
 
     @property
     def in_flight(self) -> int:
-        """Units parked between stages: at most (stages - 1) x (hold x max_rows - 1) + max_rows after any step."""
+        """Units parked between stages: at most (stages - 1) x (hold x max_rows - 1) + max_rows after any step, and
+        max_rows more for every further lane.
+        """
         return len(self._scheduler) - self._scheduler.waiting
 
     def add(self, units: Sequence[Unit], knobs: KnobsFor = None) -> None:
@@ -148,9 +156,10 @@ class Engine:
         types = self._check(units)
         if not units:
             return
-        self._token_types = types
-        self._inputs.update((unit.id, (unit, settings)) for unit, settings in zip(units, each, strict=True))
-        self._scheduler.put(0, [unit.id for unit in units], [len(unit.encoded.tokens) for unit in units])
+        with self._lock:
+            self._token_types = types
+            self._inputs.update((unit.id, (unit, settings)) for unit, settings in zip(units, each, strict=True))
+            self._scheduler.put(0, [unit.id for unit in units], [len(unit.encoded.tokens) for unit in units])
 
     def _check(self, units: Sequence[Unit]) -> bool | None:
         """Refuse units that cannot be run. Returns whether texts here have token types (None: no text yet)."""
@@ -173,13 +182,17 @@ class Engine:
     def step(self) -> list[Finished]:
         """Run one batch through one stage. Returns those that left, in no particular order.
 
-        Where the runtime or criterion raises, the units of that batch are gone from the engine; the others go on.
+        Several threads may do so at once. Where the runtime or criterion raises, the units of that batch are gone from
+        the engine; the others go on.
         """
-        work = self._scheduler.next()
-        if work is None:
-            return []
+        with self._lock:
+            work = self._scheduler.next()
+            if work is None:
+                return []
+            inputs = [self._inputs.pop(unit) for unit in work.ids] if work.stage == 0 else []
+            parked = self._take(work.stage, work.ids) if work.stage else []
         stage = self._stages[work.stage]
-        rows = self._admit(work.ids) if work.stage == 0 else self._collect(work)
+        rows = _fit(_merge(parked)) if parked else self._admit(inputs)
         all_go_on = self._nobody_leaves(stage, rows)
         # Where the next model starts from the inputs, nobody would need what this one computes.
         if not (all_go_on and self._stages[stage.index + 1].starts_from == "inputs"):
@@ -214,13 +227,14 @@ class Engine:
 
     def cancel(self, ids: Iterable[int]) -> list[int]:
         """Forget units that have not finished. Returns those that were here; they will not come out."""
-        found = self._scheduler.drop(ids)
-        for unit, stage in found.items():
-            if stage == 0:
-                del self._inputs[unit]
-        for stage in sorted(set(found.values()) - {0}):
-            self._take(stage, [unit for unit, where in found.items() if where == stage])
-        return list(found)
+        with self._lock:
+            found = self._scheduler.drop(ids)
+            for unit, stage in found.items():
+                if stage == 0:
+                    del self._inputs[unit]
+            for stage in sorted(set(found.values()) - {0}):
+                self._take(stage, [unit for unit, where in found.items() if where == stage])
+            return list(found)
 
     def run(
         self, units: Iterable[Unit], knobs: Mapping[str, float] | None = None, *, chunk: int = 1024
@@ -243,14 +257,20 @@ class Engine:
 
     def _run(self, source: Iterator[Unit], knobs: Mapping[str, float] | None, chunk: int) -> Iterator[Finished]:
         try:
-            while True:
-                if self.waiting < self._max_rows:
-                    self.add(list(islice(source, chunk)), knobs)
-                if not self.busy:
-                    return
-                yield from self.step()
+            with Lanes(self, self._lanes) as lanes:
+                while True:
+                    if self._wants_more:
+                        self.add(list(islice(source, chunk)), knobs)
+                    if not lanes.busy:
+                        return
+                    yield from lanes.step()
         finally:
             self._clear()
+
+    @property
+    def _wants_more(self) -> bool:
+        """Few are waiting, so that texts of like length are hard to find."""
+        return self.waiting < self._lanes * self._max_rows
 
     def run_in_order(
         self, units: Iterable[Unit], knobs: Mapping[str, float] | None = None, *, chunk: int = 1024
@@ -270,17 +290,18 @@ class Engine:
         order: deque[int] = deque()
         done: dict[int, Finished] = {}
         try:
-            while True:
-                if self.waiting < self._max_rows and len(order) <= chunk:
-                    fresh = list(islice(source, chunk))
-                    _check_new(fresh, done)
-                    self.add(fresh, knobs)
-                    order.extend(unit.id for unit in fresh)
-                if not self.busy:
-                    return
-                done.update((finished.id, finished) for finished in self.step())
-                while order and order[0] in done:
-                    yield done.pop(order.popleft())
+            with Lanes(self, self._lanes) as lanes:
+                while True:
+                    if self._wants_more and len(order) <= chunk:
+                        fresh = list(islice(source, chunk))
+                        _check_new(fresh, done)
+                        self.add(fresh, knobs)
+                        order.extend(unit.id for unit in fresh)
+                    if not lanes.busy:
+                        return
+                    done.update((finished.id, finished) for finished in lanes.step())
+                    while order and order[0] in done:
+                        yield done.pop(order.popleft())
         finally:
             self._clear()
 
@@ -295,14 +316,15 @@ class Engine:
         self.cancel([*self._inputs, *(int(row) for groups in self._parked for rows in groups for row in rows.ids)])
 
     def _count(self, stage: Stage, rows: _Rows) -> None:
-        self.counts.batches[stage.index] += 1
-        self.counts.rows[stage.index] += len(rows.ids)
-        self.counts.tokens[stage.index] += rows.lengths.sum()
-        self.counts.padded_tokens[stage.index] += len(rows.ids) * rows.batch.tokens.shape[1]
+        with self._lock:
+            self.counts.batches[stage.index] += 1
+            self.counts.rows[stage.index] += len(rows.ids)
+            self.counts.tokens[stage.index] += rows.lengths.sum()
+            self.counts.padded_tokens[stage.index] += len(rows.ids) * rows.batch.tokens.shape[1]
 
-    def _admit(self, ids: Sequence[int]) -> _Rows:
+    def _admit(self, taken: Sequence[tuple[Unit, Mapping[str, float]]]) -> _Rows:
         """Embed inputs: rows that have passed no exit yet."""
-        taken = [self._inputs.pop(unit) for unit in ids]
+        ids = [unit.id for unit, _ in taken]
         texts, settings = [unit.encoded for unit, _ in taken], [each for _, each in taken]
         inputs = pad(texts, ids, pad_token=self._pad_token, token_types=bool(self._token_types))
         hidden, batch = self._runtime.embed(inputs)
@@ -318,10 +340,6 @@ class Engine:
             state=self._criterion.start(batch.lengths),
             knobs={name: xp.asarray(columns[name], device=where) for name in self._criterion.knobs},
         )
-
-    def _collect(self, work: Work) -> _Rows:
-        """Merge parked rows into one batch."""
-        return _fit(_merge(self._take(work.stage, work.ids)))
 
     def _take(self, stage: int, ids: list[int]) -> list[_Rows]:
         """Take rows out of the groups parked before a stage."""
@@ -345,8 +363,9 @@ class Engine:
         if self._stages[stage].starts_from == "inputs":
             rows = replace(rows, hidden=_nothing(rows.hidden))
         rows = _fit(_keep(stay, rows))
-        self._parked[stage].append(rows)
-        self._scheduler.put(stage, rows.ids.tolist(), rows.lengths.tolist())
+        with self._lock:
+            self._parked[stage].append(rows)
+            self._scheduler.put(stage, rows.ids.tolist(), rows.lengths.tolist())
 
 
 def _check_new(units: Sequence[Unit], done: Mapping[int, Finished]) -> None:

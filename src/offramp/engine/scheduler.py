@@ -5,9 +5,9 @@ parked before the next stage until there are enough of them, from whichever batc
 ``next`` is one *step* and picks, in this order:
 
 1. **Starving rows.** The longest-parked rows, if ``patience_steps`` steps have gone by without them.
-2. **The survivors of the step before**, if they have ``go_on`` tokens and little padding: nothing of theirs has to be
-   moved. How many are worth it depends on the machine: a CPU takes as long for a token among a hundred as among
-   thousands.
+2. **The survivors of the step before** (of a lane's, where several run), if they have ``go_on`` tokens and little
+   padding: nothing of theirs has to be moved. How many are worth it depends on the machine: a CPU takes as long for a
+   token among a hundred as among thousands.
 3. **The deepest full stage**: ``hold`` batches of rows are parked there (``hold * max_rows``, or as many tokens).
    Deepest, because what runs there can only move rows on to emptier places. More than one batch, because survivors
    come from texts of all lengths: out of many a batch of like lengths can be taken, and padding is computed too.
@@ -103,7 +103,7 @@ class Scheduler:
         self._queues: list[dict[int, _Place]] = [{} for _ in range(stages)]
         self._stage_of: dict[int, int] = {}
         self._plan: dict[int, list[int]] = {}  # input -> the batch it will be in; empty when it must be made anew
-        self._survivors: Work | None = None  # of the step before, where they are to go on
+        self._survivors: list[Work] = []  # that are to go on: of the step before, of each lane
         self._step = 0
 
     def __len__(self) -> int:
@@ -126,14 +126,14 @@ class Scheduler:
         if stage == 0:
             self._plan = {}
         elif ids and self._go_on <= sum(lengths) and max(lengths) * len(ids) <= self._waste * sum(lengths):
-            self._survivors = Work(stage, list(ids))
+            self._survivors.append(Work(stage, list(ids)))
 
     def drop(self, ids: Iterable[int]) -> dict[int, int]:
         """Forget rows; those not here are left out. Returns row -> the stage it was waiting for."""
         found = {row: self._stage_of.pop(row) for row in dict.fromkeys(ids) if row in self._stage_of}
         for row, stage in found.items():
             del self._queues[stage][row]
-        self._plan, self._survivors = {}, None
+        self._plan, self._survivors = {}, []
         return found
 
     def next(self) -> Work | None:
@@ -142,7 +142,8 @@ class Scheduler:
             return None
         self._step += 1
         stage, ids = self._choose()
-        self._survivors = None
+        # Some that were to go on may have been taken along: the others of their batch wait for company.
+        self._survivors = [each for each in self._survivors if each.stage != stage or not set(ids) & set(each.ids)]
         for row in ids:
             del self._queues[stage][row], self._stage_of[row]
         return Work(stage, ids)
@@ -153,8 +154,9 @@ class Scheduler:
         starving = self._starving()
         if starving is not None:
             return starving, self._with_oldest(starving)
-        if self._survivors is not None:
-            return self._survivors.stage, self._survivors.ids
+        if self._survivors:
+            going_on = self._survivors.pop()
+            return going_on.stage, going_on.ids
         for stage in reversed(later):
             if self._full(stage):
                 return stage, max(self._batches(stage), key=len)

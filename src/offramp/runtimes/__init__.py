@@ -43,6 +43,7 @@ def open_runtime(
     device: str | None = None,
     dtype: str | None = None,
     threads: int | None = None,
+    lanes: int = 1,
 ) -> Runtime:
     """Load a run folder into a runtime.
 
@@ -51,10 +52,11 @@ def open_runtime(
         name: ``torch``, ``onnx`` or ``openvino``; None: the fastest that the run folder holds and that is installed.
         device: ``cpu``, ``cuda``, ...; None: a GPU where there is one. Exported graphs run on the CPU.
         dtype: ``float32``, ``int8``, ``bfloat16`` or ``float16``; None: the fastest that was exported, or float32.
-        threads: of each operator, for exported graphs; None: one for every core.
+        threads: of exported graphs; None: one for every core.
+        lanes: batches of exported graphs that are computed side by side, sharing the threads out among them.
 
     Raises:
-        KnobError: no such runtime, or one that has no such dtype, or more threads than cores.
+        KnobError: no such runtime, or one that has no such dtype, or more threads than cores, or lanes than threads.
         MissingExtraError: it is not installed.
         RunError: the folder is no run, or damaged; or its export is, or was made of other weights.
     """
@@ -63,25 +65,27 @@ def open_runtime(
     if name in _EXPORTED:
         if device not in (None, "cpu"):
             raise KnobError(f"runtime {name} runs on the CPU, not on {device!r}: leave device out, or take torch")
-        return _exported(Path(folder), name, dtype, threads)
+        return _exported(Path(folder), name, dtype, threads, lanes)
     if threads is not None:
         raise KnobError("threads are set for exported graphs; torch takes OMP_NUM_THREADS from the environment")
+    if lanes != 1:
+        raise KnobError("lanes are for exported graphs (`offramp export`): torch computes one batch after the other")
     from offramp.runtimes.torch import TorchRuntime
 
     return TorchRuntime.from_folder(folder, device=device, dtype=dtype)
 
 
-def _exported(folder: Path, name: str, dtype: str, threads: int | None) -> Runtime:
+def _exported(folder: Path, name: str, dtype: str, threads: int | None, lanes: int) -> Runtime:
     from offramp.run import weights_hash
 
     weights = weights_hash(folder)
     if name == "onnx":
         from offramp.runtimes.onnx import OnnxRuntime
 
-        return OnnxRuntime.from_folder(folder, weights=weights, dtype=dtype, threads=threads)
+        return OnnxRuntime.from_folder(folder, weights=weights, dtype=dtype, threads=threads, lanes=lanes)
     from offramp.runtimes.openvino import OpenvinoRuntime
 
-    return OpenvinoRuntime.from_folder(folder, weights=weights, dtype=dtype, threads=threads)
+    return OpenvinoRuntime.from_folder(folder, weights=weights, dtype=dtype, threads=threads, lanes=lanes)
 
 
 def check_installed(

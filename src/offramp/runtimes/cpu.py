@@ -9,7 +9,7 @@ from pathlib import Path
 
 from offramp.errors import KnobError
 
-__all__ = ["check_threads", "cores", "has_int8_instructions", "warn_of_slow_int8"]
+__all__ = ["check_lanes", "check_threads", "cores", "has_int8_instructions", "warn_of_slow_int8"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,19 @@ def check_threads(threads: int | None) -> int:
     if not 1 <= threads <= most:
         raise KnobError(f"threads must be from 1 to the {most} cores there are, not {threads}: more would only wait")
     return threads
+
+
+def check_lanes(lanes: int, threads: int) -> int:
+    """The number of lanes: batches that are computed side by side.
+
+    Raises:
+        KnobError: fewer than one, or more than there are threads.
+    """
+    if not 1 <= lanes <= threads:
+        raise KnobError(
+            f"lanes must be from 1 to the {threads} threads there are, not {lanes}: each has one of its own"
+        )
+    return lanes
 
 
 def has_int8_instructions() -> bool | None:

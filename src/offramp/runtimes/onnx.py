@@ -16,7 +16,7 @@ import onnxruntime
 
 from offramp.errors import RunError
 from offramp.runtimes.base import Memory, RuntimeInfo
-from offramp.runtimes.cpu import check_threads, warn_of_slow_int8
+from offramp.runtimes.cpu import check_lanes, check_threads, warn_of_slow_int8
 from offramp.runtimes.exported import Said, feeds, output_of, tokens_of, variant
 from offramp.runtimes.manifest import Graph, Manifest, read_bytes, read_manifest
 from offramp.types import Array, Batch, ExitOutput, Stage
@@ -29,17 +29,19 @@ class OnnxRuntime:
 
     Args:
         folder: with manifest.json and graphs.
-        threads: of each operator; None: as many as there are cores. Threads sleep when they have nothing to do: every
-            stage has some of its own, and many that spin stand in each other's way.
+        threads: in all; None: as many as there are cores. They sleep when they have nothing to do: every stage has some
+            of its own, and many that spin stand in each other's way.
+        lanes: batches that are computed side by side: each operator gets ``threads // lanes`` threads.
 
     Raises:
         RunError: the folder is no export, is damaged, or was written by a newer offramp.
-        KnobError: more threads than cores.
+        KnobError: more threads than cores, or more lanes than threads.
     """
 
-    def __init__(self, folder: str | Path, *, threads: int | None = None) -> None:
+    def __init__(self, folder: str | Path, *, threads: int | None = None, lanes: int = 1) -> None:
         folder = Path(folder)
-        self.threads = check_threads(threads)
+        threads = check_threads(threads)
+        self.threads = threads // check_lanes(lanes, threads)
         self.manifest: Manifest = read_manifest(folder)
         self._info = self.manifest.info
         self._layers = [self._load(folder, stage.layers_graph) for stage in self.manifest.stages]
@@ -50,7 +52,9 @@ class OnnxRuntime:
         warn_of_slow_int8(self._info.dtype)
 
     @classmethod
-    def from_folder(cls, folder: str | Path, *, weights: str, dtype: str, threads: int | None = None) -> OnnxRuntime:
+    def from_folder(
+        cls, folder: str | Path, *, weights: str, dtype: str, threads: int | None = None, lanes: int = 1
+    ) -> OnnxRuntime:
         """Load one variant of a run folder.
 
         Args:
@@ -58,15 +62,16 @@ class OnnxRuntime:
             weights: hash of the run's weights (``run.weights_hash``): the export must have been made of them.
             dtype: ``float32`` or ``int8``.
             threads: see above.
+            lanes: see above.
 
         Raises:
             RunError: there is no such variant, it is damaged, or it was made of other weights.
-            KnobError: more threads than cores.
+            KnobError: more threads than cores, or more lanes than threads.
         """
         check_threads(threads)
         flags = "--int8" if dtype == "int8" else ""
         found = variant(folder, "onnx", dtype, weights=weights, flags=flags)
-        return cls(found, threads=threads)
+        return cls(found, threads=threads, lanes=lanes)
 
     @property
     def info(self) -> RuntimeInfo:

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from threading import Lock
+from queue import LifoQueue
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from offramp.errors import KnobError, RunError
 from offramp.runtimes.base import Memory, RuntimeInfo
-from offramp.runtimes.cpu import check_threads, warn_of_slow_int8
+from offramp.runtimes.cpu import check_lanes, check_threads, warn_of_slow_int8
 from offramp.runtimes.exported import Said, feeds, output_of, tokens_of, variant
 from offramp.runtimes.manifest import Graph, Manifest, check_files, read_manifest
 from offramp.runtimes.silence import without_telemetry
@@ -58,7 +58,8 @@ class _Loaded:
     """A graph, ready to run."""
 
     graph: Graph
-    request: Any
+    requests: LifoQueue[Any]
+    """One for each lane, those that are idle: the one used last goes first, as it has made its plans."""
     width: int
     """Of its hidden states; 0: it gives none."""
 
@@ -69,16 +70,21 @@ class OpenvinoRuntime:
     Args:
         folder: with manifest.json and graphs.
         dtype: None: as the graphs are; ``bfloat16``: float32 graphs in bfloat16, where neighbours change answers.
-        threads: of each operator; None: as many as there are cores.
+        threads: in all; None: as many as there are cores.
+        lanes: batches that are computed side by side: each operator gets ``threads // lanes`` threads.
 
     Raises:
         RunError: the folder is no export, is damaged, or was written by a newer offramp.
-        KnobError: more threads than cores, or bfloat16 on a CPU without it.
+        KnobError: more threads than cores, more lanes than threads, or bfloat16 on a CPU without it.
     """
 
-    def __init__(self, folder: str | Path, *, dtype: str | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, *, dtype: str | None = None, threads: int | None = None, lanes: int = 1
+    ) -> None:
         folder = Path(folder)
-        self.threads = check_threads(threads)
+        threads = check_threads(threads)
+        self.lanes = check_lanes(lanes, threads)
+        self.threads = threads // lanes
         self.manifest: Manifest = read_manifest(folder)
         self._info = self.manifest.info
         if dtype == "bfloat16":
@@ -90,12 +96,11 @@ class OpenvinoRuntime:
             None if stage.exit_graph is None else self._load(folder, stage.exit_graph) for stage in self.manifest.stages
         ]
         self._said = Said()
-        self._lock = Lock()
         warn_of_slow_int8(self._info.dtype)
 
     @classmethod
     def from_folder(
-        cls, folder: str | Path, *, weights: str, dtype: str, threads: int | None = None
+        cls, folder: str | Path, *, weights: str, dtype: str, threads: int | None = None, lanes: int = 1
     ) -> OpenvinoRuntime:
         """Load one variant of a run folder.
 
@@ -104,15 +109,16 @@ class OpenvinoRuntime:
             weights: hash of the run's weights (``run.weights_hash``): the export must have been made of them.
             dtype: ``float32``, ``bfloat16`` (of the float32 graphs) or ``int8``.
             threads: see above.
+            lanes: see above.
 
         Raises:
             RunError: there is no such variant, it is damaged, or it was made of other weights.
-            KnobError: more threads than cores, or bfloat16 on a CPU without it.
+            KnobError: more threads than cores, more lanes than threads, or bfloat16 on a CPU without it.
         """
         check_threads(threads)
         flags = "--int8" if dtype == "int8" else ""
         found = variant(folder, "openvino", FOLDERS[dtype], weights=weights, flags=flags)
-        return cls(found, dtype=dtype, threads=threads)
+        return cls(found, dtype=dtype, threads=threads, lanes=lanes)
 
     @property
     def info(self) -> RuntimeInfo:
@@ -163,8 +169,9 @@ class OpenvinoRuntime:
         self, loaded: _Loaded, given: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int]
     ) -> dict[str, npt.NDArray[Any]]:
         """Every output by name; hidden states in an array of their own, the others copied."""
-        request, said = loaded.request, {}
-        with self._lock:
+        said: dict[str, npt.NDArray[Any]] = {}
+        request = loaded.requests.get()  # waits, where more ask at once than there are lanes
+        try:
             for place, name in enumerate(loaded.graph.inputs):
                 request.set_input_tensor(place, openvino.Tensor(given[name], shared_memory=True))
             if loaded.width:
@@ -176,6 +183,8 @@ class OpenvinoRuntime:
             for place, name in enumerate(loaded.graph.outputs):
                 if name != "hidden":
                     said[name] = request.get_output_tensor(place).data.copy()
+        finally:
+            loaded.requests.put(request)
         return said
 
     def _load(self, folder: Path, graph: Graph) -> _Loaded:
@@ -183,8 +192,10 @@ class OpenvinoRuntime:
         try:
             model = core().read_model(path)
             names = [[each.any_name for each in ports] for ports in (model.inputs, model.outputs)]
-            compiled = core().compile_model(model, "CPU", settings(self._info.dtype, self.threads))
-            request = compiled.create_infer_request()
+            requests: LifoQueue[Any] = LifoQueue()
+            for _ in range(self.lanes):  # compiled for each: streams of one would be handed every batch, and wake late
+                compiled = core().compile_model(model, "CPU", settings(self._info.dtype, self.threads))
+                requests.put(compiled.create_infer_request())
         except Exception as error:  # openvino's errors share no class but this one
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise RunError(
@@ -195,7 +206,7 @@ class OpenvinoRuntime:
         width = 0
         if "hidden" in graph.outputs:
             width = model.outputs[graph.outputs.index("hidden")].partial_shape[2].get_length()
-        return _Loaded(graph, request, width)
+        return _Loaded(graph, requests, width)
 
 
 def settings(dtype: str, threads: int) -> dict[str, Any]:

@@ -1,0 +1,77 @@
+"""Lanes: several threads take the steps of one engine, a batch each at a time.
+
+Where a core is given a batch of its own, nobody waits for anybody between two operators, which is what spreading every
+operator over all cores costs: small ones take longer to hand out than to compute. One text is answered no sooner for
+it; many are answered in less time. What is computed does not change: the engine decides which batch runs next, one
+decision after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from types import TracebackType
+from typing import Protocol
+
+from offramp.engine.units import Finished
+from offramp.errors import KnobError
+
+__all__ = ["Lanes", "check_lanes"]
+
+
+class _Steps(Protocol):
+    """What lanes need to know of an engine."""
+
+    @property
+    def busy(self) -> bool: ...
+
+    def step(self) -> list[Finished]: ...
+
+
+def check_lanes(lanes: int) -> int:
+    """The number of lanes.
+
+    Raises:
+        KnobError: it is below 1.
+    """
+    if lanes < 1:
+        raise KnobError(f"lanes must be 1 or more, not {lanes}")
+    return lanes
+
+
+class Lanes:
+    """Takes steps of an engine; use it in a ``with`` block, at whose end all lanes have come to rest.
+
+    Args:
+        engine: whose ``step`` may be called by several threads at once.
+        count: of lanes; with one, steps are taken by the calling thread.
+    """
+
+    def __init__(self, engine: _Steps, count: int) -> None:
+        self._engine, self._count = engine, count
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="offramp-lane") if count > 1 else None
+        self._running: set[Future[list[Finished]]] = set()
+
+    def __enter__(self) -> Lanes:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def busy(self) -> bool:
+        """Something is left to do, or being done."""
+        return self._engine.busy or bool(self._running)
+
+    def step(self) -> list[Finished]:
+        """What left at the next step that ends. Where a step raises, so does this."""
+        if self._pool is None:
+            return self._engine.step()
+        submit: Callable[..., Future[list[Finished]]] = self._pool.submit
+        while self._engine.busy and len(self._running) < self._count:
+            self._running.add(submit(self._engine.step))
+        ended, self._running = wait(self._running, return_when=FIRST_COMPLETED)
+        return [finished for each in ended for finished in each.result()]
