@@ -325,8 +325,9 @@ def _speed_table(result: Result, scenario: str, fastest: str | None) -> list[str
         bare, tokenised = (entry.get(f"{how} tokenisation") for how in ("without", "with"))
         ratio = entry.get("ratio", {}).get("without tokenisation")
         both = entry.get("ratio", {}).get("with tokenisation")
+        label = entry["label"]
         cells = [
-            f"**{row['label']}**" if row["name"] == fastest else row["label"],
+            f"**{label}**" if row["name"] == fastest else label,
             "" if bare is None else f"{bare['texts_per_second']['median']:.0f}",
             "" if ratio is None else f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})",
             f"{tokenised['texts_per_second']['median']:.0f}" + ("" if both is None else f" ({both['median']:.2f})"),

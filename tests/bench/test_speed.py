@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from offramp.bench.deployments.base import Job, make_ready
-from offramp.bench.speed import Measured, race, ratio, spread, summary
+from offramp.bench.deployments.base import Job, Way, make_ready
+from offramp.bench.speed import Measured, race, ratio, spread, summary, ways
 from offramp.bench.worker import Failure, Load, Worker, in_a_process
 from offramp.inputs.tokens import Tokenizer
 
@@ -59,6 +60,18 @@ def test_a_race(tmp_path: Path, load: Load, lengths: np.ndarray) -> None:
     assert "round 3 of 3" in said
 
 
+def test_a_row_that_can_is_tried_both_ways(tmp_path: Path, load: Load) -> None:
+    both = Job("fake", "fake", "fake", tmp_path, tmp_path / "fake", {}, lanes=True)
+    assert ways(both, "Offline", 1) == ways(both, "SingleStream", 1) == [Way(1)]
+    assert ways(replace(both, lanes=False), "Offline", 2) == [Way(2)]
+    assert (ways(both, "Offline", 2), ways(both, "SingleStream", 2)) == ([Way(2), Way(1, 2)], [Way(2), Way(1)])
+    [row] = race(ready([replace(both, scenarios=("Offline",))]), replace(load, threads=2), rounds=1)
+    assert row.failure is None
+    used = row.ways["Offline"]
+    assert used in (Way(2), Way(1, 2))
+    assert (row.facts["threads"], row.facts["lanes"]) == (used.threads, used.lanes)
+
+
 def test_a_row_of_one_scenario(tmp_path: Path, load: Load) -> None:
     only = Job("fake", "fake", "fake", tmp_path, tmp_path / "fake", {}, scenarios=("SingleStream",))
     [row] = race(ready([only]), load, rounds=1)
@@ -67,7 +80,7 @@ def test_a_row_of_one_scenario(tmp_path: Path, load: Load) -> None:
 
 
 def test_a_process_that_is_killed_is_a_failure(tmp_path: Path, load: Load) -> None:
-    worker = Worker(ready([job(tmp_path)])[0], load)
+    worker = Worker(ready([job(tmp_path)])[0], load, Way(1))
     worker._process.kill()
     said = worker.ask("offline", True)
     worker.close()

@@ -50,7 +50,13 @@ def measure_costs(
 
 
 def _seconds(classifier: Classifier, setting: Setting, texts: Sequence[Encoded], max_rows: int) -> float:
-    engine = Engine(classifier.runtime, setting.criterion, pad_token=classifier.tokenizer.pad_token, max_rows=max_rows)
+    engine = Engine(
+        classifier.runtime,
+        setting.criterion,
+        pad_token=classifier.tokenizer.pad_token,
+        max_rows=max_rows,
+        lanes=classifier.lanes,
+    )
     units = [Unit(number, text) for number, text in enumerate(texts)]
     groups = [units] if max_rows > 1 else [[unit] for unit in units]
     start = time.perf_counter()

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from offramp.bench.deployments.base import Job, make_ready, open_server
+from offramp.bench.deployments.base import Job, Way, make_ready, open_server
 from offramp.bench.exit_choice import Costs, ExitChoice, choose_exits
 from offramp.bench.export import VARIANTS, Variant
-from offramp.bench.speed import SCENARIOS
+from offramp.bench.speed import SCENARIOS, ways
 from offramp.bench.worker import Failure, Load, in_a_process
 from offramp.calibration.points import read_points
 from offramp.criteria import Scored, make
@@ -83,7 +83,8 @@ def peers(pad_token: int) -> list[Job]:
 
     def job(name: str, label: str, module: str, needs: Sequence[str], **settings: Any) -> Job:
         given = {**settings, "pad_token": pad_token}
-        return Job(name, label, module, Path(), Path(), given, needs=tuple(needs))
+        lanes = module != "transformers"  # torch's threads are those of its process
+        return Job(name, label, module, Path(), Path(), given, needs=tuple(needs), lanes=lanes)
 
     torch, onnx = ("torch", "transformers"), ("torch", "transformers", "onnx", "onnxruntime")
     vino = ("torch", "transformers", "openvino")
@@ -174,7 +175,7 @@ def reference_of(bench: Bench, load: Load) -> tuple[npt.NDArray[np.bool_], str]:
 
 
 def _answers(job: Job, load: Load) -> Any:
-    return open_server(job, load.threads).answer(_tokenizer(load).encode(load.texts), load.max_rows)
+    return open_server(job, Way(load.threads)).answer(_tokenizer(load).encode(load.texts), load.max_rows)
 
 
 def _variants() -> list[Variant]:
@@ -275,6 +276,7 @@ class _Ours:
             settings=given,
             group=group,
             family=self.name,
+            lanes=self._variant.runtime != "torch",
             scenarios=tuple(scenarios or self._bench.scenarios),
         )
 
@@ -312,14 +314,18 @@ def _survey(every: Job, full: Job, load: Load, labels: Any) -> tuple[Trace, dict
     from offramp.bench.deployments.ours import open_run, variant_of
     from offramp.engine.record import record
 
-    classifier, whole = (open_run(job.folder, variant_of(job.settings), load.threads) for job in (every, full))
+    variant = variant_of(every.settings)
+    classifier = open_run(every.folder, variant, Way(load.threads))
     encoded = _tokenizer(load).encode(load.texts)
     trace = record(
         classifier.runtime, encoded, pad_token=classifier.tokenizer.pad_token, id2label=classifier.run.id2label,
         labels=labels, batch_size=load.max_rows,
     )  # fmt: skip
-    costs = {
-        scenario: measure_costs(classifier, whole, encoded, max_rows=rows, repeats=_SEVERAL)
-        for scenario, rows in zip(SCENARIOS, (load.max_rows, 1), strict=True)
-    }
+    costs = {}
+    for scenario, rows in zip(SCENARIOS, (load.max_rows, 1), strict=True):
+        each = []
+        for way in ways(every, scenario, load.threads):
+            asked, whole = (open_run(job.folder, variant, way) for job in (every, full))
+            each.append(measure_costs(asked, whole, encoded, max_rows=rows, repeats=_SEVERAL))
+        costs[scenario] = min(each, key=lambda one: one.layer)  # the way it will most likely be served
     return trace, costs

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from offramp.bench.deployments.base import Job
+from offramp.bench.deployments.base import Job, Way
 from offramp.bench.rows import Bench, our_rows, peer_rows, reference_of, row_names
 from offramp.bench.speed import Measured, race, ratio, summary
 from offramp.bench.worker import Failure
@@ -75,8 +75,17 @@ def _told(job: Job, made: Mapping[str, Any] | Failure, row: Measured | None, ben
     told |= {"startup_s": row.startup, "prepared": dict(made), "facts": dict(row.facts), "threads": bench.threads}
     for scenario, entry in summary(row, len(bench.texts)).items():
         right = row.answers[scenario].argmax(axis=-1) == bench.labels
-        told[scenario] = entry | {"right": right}
+        way = row.ways[scenario]
+        used = {"threads": way.threads, "lanes": way.lanes}
+        told[scenario] = entry | {"right": right, "way": used, "label": _label(job.label, way, bench.threads)}
     return told
+
+
+def _label(label: str, way: Way, threads: int) -> str:
+    """A row's label, and how it uses the cores where that is not every operator on all of them."""
+    if way.lanes > 1:
+        return f"{label} ({way.lanes} lanes)"
+    return label if way.threads == threads else f"{label} (1 thread)"
 
 
 def _compared(rows: Sequence[dict[str, Any]], reference: npt.NDArray[np.bool_], bench: Bench) -> None:

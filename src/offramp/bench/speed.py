@@ -8,6 +8,7 @@ does so for all; ratios are taken round by round.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,17 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from offramp.bench.deployments.base import Job
+from offramp.bench.deployments.base import Job, Way
 from offramp.bench.worker import Failure, Load, Worker
 
-__all__ = ["SCENARIOS", "Measured", "race"]
+__all__ = ["SCENARIOS", "Measured", "race", "ways"]
 
 SCENARIOS = ("Offline", "SingleStream")
-_WARM_UP: Mapping[str, Sequence[Sequence[Any]]] = {
-    "Offline": (("offline", True), ("answers",)),
-    "SingleStream": (("answers_one_by_one",),),
-}
-"""Commands to a worker before the clock counts; the last gives the answers."""
+_COMMANDS = {"Offline": "offline", "SingleStream": "single"}
+"""What a worker is timed on."""
+_ANSWERS = {"Offline": "answers", "SingleStream": "answers_one_by_one"}
+_WARM_UP = 2
+"""Runs of everything before the clock counts; by the last the way to use the cores is chosen."""
 _REST = 0.05
 """Seconds between two timings: threads of the row before come to rest."""
 
@@ -37,6 +38,9 @@ class Measured:
     job: Job
     startup: float | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    """Of the process that served it in the first of its scenarios, as ``startup`` is."""
+    ways: dict[str, Way] = field(default_factory=dict)
+    """Scenario -> how it used the cores there: the quicker way of those it has."""
     failure: Failure | None = None
     answers: dict[str, Any] = field(default_factory=dict)
     """Scenario -> [N, C] logits of the texts of Offline: in batches, or one by one."""
@@ -63,48 +67,77 @@ def race(
         A result a row, in the order given; one that failed says why.
     """
     measured = [Measured(job) for job in jobs]
-    workers: dict[str, Worker] = {}
+    workers: dict[tuple[str, str], Worker] = {}
     try:
         for row in measured:
-            workers[row.job.name] = _opened(row, load, say)
+            for scenario in row.job.scenarios:
+                if row.failure is None:
+                    workers[row.job.name, scenario] = _opened(row, scenario, load, say)
         running = [row for row in measured if row.failure is None]
         for number in range(rounds):
             say(f"round {number + 1} of {rounds}")
             turn = number % max(1, len(running))
             for row in running[turn:] + running[:turn]:
-                _timed(row, workers[row.job.name])
+                _timed(row, workers)
         for row in measured:
             if row.failure is None:
-                row.facts = _kept(row, workers[row.job.name].ask("facts")) or {}
+                row.facts = _kept(row, workers[row.job.name, row.job.scenarios[0]].ask("facts")) or {}
     finally:
         for worker in workers.values():
             worker.close()
     return measured
 
 
-def _opened(row: Measured, load: Load, say: Callable[[str], None]) -> Worker:
-    """Start a row and run everything it will be timed on: for every new shape some libraries make a plan."""
-    say(f"warming up {row.job.name}")
-    worker = Worker(row.job, load)
-    row.startup, row.failure = worker.startup, worker.failure
-    for scenario, commands in _WARM_UP.items():
-        if row.failure is None and scenario in row.job.scenarios:
-            [*_, last] = [_kept(row, worker.ask(*command)) for command in commands]
-            row.answers[scenario] = last
-    return worker
+def ways(job: Job, scenario: str, threads: int) -> list[Way]:
+    """How a row could use the cores: every operator on all of them; or, where it can, a core for each batch (Offline),
+    or one core alone (SingleStream). A careful user tries both.
+    """
+    together = Way(threads)
+    if not job.lanes or threads == 1:
+        return [together]
+    return [together, Way(1, threads) if scenario == "Offline" else Way(1)]
 
 
-def _timed(row: Measured, worker: Worker) -> None:
+def _opened(row: Measured, scenario: str, load: Load, say: Callable[[str], None]) -> Worker:
+    """Start a row, in the quickest of its ways, and run everything it will be timed on: for every new shape some
+    libraries make a plan.
+    """
+    say(f"warming up {row.job.name} for {scenario}")
+    choices = ways(row.job, scenario, load.threads)
+    tried = [_tried(row, scenario, load, way) for way in choices]
+    quickest = min(range(len(choices)), key=lambda number: tried[number][1])
+    for number, (worker, _) in enumerate(tried):
+        if number != quickest:
+            worker.close()
+    best, row.ways[scenario] = tried[quickest][0], choices[quickest]
+    if row.failure is None:
+        row.answers[scenario] = _kept(row, best.ask(_ANSWERS[scenario]))
+        row.startup = best.startup if row.startup is None else row.startup
+    return best
+
+
+def _tried(row: Measured, scenario: str, load: Load, way: Way) -> tuple[Worker, float]:
+    """A worker, warm, and how long it took for all that it will be timed on."""
+    worker = Worker(row.job, load, way)
+    row.failure = row.failure or worker.failure
+    seconds = []
+    for _ in range(_WARM_UP):
+        said = None if row.failure is not None else _kept(row, worker.ask(_COMMANDS[scenario], True))
+        seconds.append(float(np.sum(said)) if said is not None else math.inf)
+    return worker, seconds[-1]
+
+
+def _timed(row: Measured, workers: Mapping[tuple[str, str], Worker]) -> None:
     """One round of one row."""
     for tokenised in (False, True):
-        if row.failure is not None or not worker.ask("can", tokenised):
-            continue
-        for scenario, command in zip(SCENARIOS, ("offline", "single"), strict=True):
-            if scenario in row.job.scenarios:
-                time.sleep(_REST)
-                seconds = _kept(row, worker.ask(command, tokenised))
-                if row.failure is None:
-                    row.seconds.setdefault((scenario, tokenised), []).append(seconds)
+        for scenario in row.job.scenarios:
+            worker = workers[row.job.name, scenario]
+            if row.failure is not None or not worker.ask("can", tokenised):
+                continue
+            time.sleep(_REST)
+            seconds = _kept(row, worker.ask(_COMMANDS[scenario], tokenised))
+            if row.failure is None:
+                row.seconds.setdefault((scenario, tokenised), []).append(seconds)
 
 
 def _kept(row: Measured, said: Any) -> Any:

@@ -65,15 +65,16 @@ class Worker:
     Args:
         job: a ``deployments.Job``.
         load: what it will be given to do.
+        way: a ``deployments.Way``.
 
     Attributes:
         startup: seconds from the start of the process, imports included, to the first answer; None where it failed.
         failure: why it did not start, if it did not.
     """
 
-    def __init__(self, job: Any, load: Load) -> None:
+    def __init__(self, job: Any, load: Load, way: Any) -> None:
         started = time.monotonic()
-        self._process, self._pipe = _start(_serve, job, load)
+        self._process, self._pipe = _start(_serve, job, load, way)
         ready = self._receive()
         self.failure = ready if isinstance(ready, Failure) else None
         self.startup = None if self.failure else time.monotonic() - started
@@ -141,10 +142,10 @@ def _call(pipe: Connection, threads: int, function: Any, arguments: Sequence[Any
     pipe.send(said)
 
 
-def _serve(pipe: Connection, job: Any, load: Load) -> None:
-    _settle(load.threads)
+def _serve(pipe: Connection, job: Any, load: Load, way: Any) -> None:
+    _settle(way.threads)
     try:
-        row = _Row(job, load)
+        row = _Row(job, load, way)
     except Exception as error:  # as above
         pipe.send(_failure(error))
         return
@@ -176,13 +177,13 @@ def _failure(error: Exception) -> Failure:
 class _Row:
     """The worker's end: one server, and the commands it understands."""
 
-    def __init__(self, job: Any, load: Load) -> None:
+    def __init__(self, job: Any, load: Load, way: Any) -> None:
         from offramp.bench.deployments import open_server
         from offramp.inputs.tokens import Tokenizer
 
         self._load = load
         self._tokenizer = Tokenizer.from_folder(load.tokenizer, max_length=load.max_length)
-        self._server: Any = open_server(job, load.threads)
+        self._server: Any = open_server(job, way)
         self._takes_texts = bool(self._server.takes_texts)
         self._answer([load.texts[0]], None)
         self._encoded = self._tokenizer.encode(load.texts)
@@ -226,6 +227,13 @@ class _Row:
 
     def facts(self) -> Mapping[str, Any]:
         """Of the server; and the most memory that the process has held, in megabytes."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        peak *= 1 if sys.platform == "darwin" else 1024  # Linux counts in kilobytes
-        return {**self._server.facts, "peak_memory_mb": peak / 1e6}
+        return {**self._server.facts, "peak_memory_mb": _peak_memory() / 1e6}
+
+
+def _peak_memory() -> int:
+    """The most bytes that this process has held."""
+    status = Path("/proc/self/status")
+    if status.exists():  # where getrusage counts what the parent held when it started this process
+        [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

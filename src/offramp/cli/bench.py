@@ -185,7 +185,7 @@ def _cells(row: Mapping[str, Any], scenario: str) -> list[str]:
         "points": held_out["lost"], "low": held_out["lost_low"], "high": held_out["lost_high"]
     }  # fmt: skip
     return [
-        row["label"],
+        entry["label"],
         "" if bare is None else f"{bare['texts_per_second']['median']:.0f}",
         beside,
         "" if tokenised is None else f"{tokenised['texts_per_second']['median']:.0f}",

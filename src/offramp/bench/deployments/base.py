@@ -1,15 +1,16 @@
 """What a way to serve a model looks like to ``offramp bench``: prepared once, then opened in a process of its own.
 
 A file here has two functions. ``prepare(model, folder, texts, settings)`` writes what is served (graphs, converted
-weights) and returns facts worth telling, such as how many operators were fused. ``serve(model, folder, threads,
-settings)`` opens it. The two run in different processes, so that a server's memory and start-up are its own.
+weights) and returns facts worth telling, such as how many operators were fused. ``serve(model, folder, way, settings)``
+opens it. The two run in different processes, so that a server's memory and start-up are its own.
 """
 
 from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -20,9 +21,19 @@ import numpy.typing as npt
 from offramp.inputs.batching import length_sorted, pad
 from offramp.inputs.tokens import Encoded
 
-__all__ = ["Floats", "Job", "Server", "batched", "make_ready", "open_server", "padded"]
+__all__ = ["Floats", "Job", "Server", "Way", "answered", "make_ready", "open_server", "padded"]
 
 Floats = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a row uses the cores."""
+
+    threads: int
+    """Of every operator."""
+    lanes: int = 1
+    """Batches computed side by side."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,8 @@ class Job:
     """Rows of ours on one runtime in one number format share a name."""
     scenarios: tuple[str, ...] = ("Offline", "SingleStream")
     """That the row takes part in."""
+    lanes: bool = False
+    """It can compute batches side by side, with as many threads for each as it is told."""
 
 
 class Server(Protocol):
@@ -77,9 +90,9 @@ def make_ready(job: Job, texts: Sequence[Encoded]) -> Mapping[str, Any]:
     return made
 
 
-def open_server(job: Job, threads: int) -> Server:
+def open_server(job: Job, way: Way) -> Server:
     """Open what was made ready."""
-    server: Server = _module(job).serve(job.model, job.folder, threads, job.settings)
+    server: Server = _module(job).serve(job.model, job.folder, way, job.settings)
     return server
 
 
@@ -87,9 +100,20 @@ def _module(job: Job) -> Any:
     return importlib.import_module(f"offramp.bench.deployments.{job.module}")
 
 
-def batched(texts: Sequence[Encoded], max_rows: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Rows of each batch as a careful user of any library makes them: of like length, longest first."""
-    yield from length_sorted([len(text) for text in texts], max_rows=max_rows)
+def answered(texts: Sequence[Encoded], max_rows: int, answer: Callable[[Any], Floats], *, lanes: int = 1) -> Floats:
+    """Logits of all texts, in batches as a careful user of any library makes them: of like length, longest first.
+
+    Args:
+        texts: any number.
+        max_rows: of a batch.
+        answer: row numbers of a batch -> its logits [B, C].
+        lanes: batches that are given out at once, each to a thread of its own.
+    """
+    batches = list(length_sorted([len(text) for text in texts], max_rows=max_rows))
+    if lanes == 1:
+        return _gathered(zip(batches, map(answer, batches), strict=True), len(texts))
+    with ThreadPoolExecutor(lanes) as pool:
+        return _gathered(zip(batches, pool.map(answer, batches), strict=True), len(texts))
 
 
 def padded(texts: Sequence[Encoded], pad_token: int) -> dict[str, npt.NDArray[np.int64]]:
@@ -108,7 +132,7 @@ def padded(texts: Sequence[Encoded], pad_token: int) -> dict[str, npt.NDArray[np
     return inputs
 
 
-def gathered(parts: Iterator[tuple[npt.NDArray[np.int64], Floats]], count: int) -> Floats:
+def _gathered(parts: Iterable[tuple[npt.NDArray[np.int64], Floats]], count: int) -> Floats:
     """Answers of batches, put into the order of the texts."""
     answers: Floats | None = None
     for rows, logits in parts:

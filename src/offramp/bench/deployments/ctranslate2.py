@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ctranslate2
 import numpy as np
 
-from offramp.bench.deployments.base import Floats, batched, gathered
+from offramp.bench.deployments.base import Floats, Way, answered
 from offramp.inputs.tokens import Encoded
 
 __all__ = ["prepare", "serve"]
@@ -43,9 +43,9 @@ def prepare(model: Path, folder: Path, texts: Sequence[Encoded], settings: Mappi
     return {"megabytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6}
 
 
-def serve(model: Path, folder: Path, threads: int, settings: Mapping[str, Any]) -> Any:
+def serve(model: Path, folder: Path, way: Way, settings: Mapping[str, Any]) -> Any:
     """``settings``: none."""
-    return _Encoder(folder, threads)
+    return _Encoder(folder, way)
 
 
 class _Encoder:
@@ -53,18 +53,23 @@ class _Encoder:
 
     takes_texts = False
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    def __init__(self, folder: Path, way: Way) -> None:
         self._encoder: Any = ctranslate2.Encoder(
-            str(folder / "encoder"), device="cpu", compute_type="int8", intra_threads=threads, inter_threads=1
+            str(folder / "encoder"),
+            device="cpu",
+            compute_type="int8",
+            intra_threads=way.threads,
+            inter_threads=way.lanes,
         )
+        self._lanes = way.lanes
         weights = np.load(folder / "classifier.npz")
         self._weight, self._bias = weights["weight"], weights["bias"]
         self.facts = {"dtype": "int8", "batches": "sorted"}
 
     def answer(self, texts: Sequence[Encoded], max_rows: int) -> Floats:
-        return gathered(self._parts(texts, max_rows), len(texts))
-
-    def _parts(self, texts: Sequence[Encoded], max_rows: int) -> Iterator[tuple[Any, Floats]]:
-        for rows in batched(texts, max_rows):
+        def answer(rows: Any) -> Floats:
             said = self._encoder.forward_batch([texts[row].tokens.tolist() for row in rows])
-            yield rows, np.asarray(said.pooler_output) @ self._weight.T + self._bias
+            logits: Floats = np.asarray(said.pooler_output) @ self._weight.T + self._bias
+            return logits
+
+        return answered(texts, max_rows, answer, lanes=self._lanes)

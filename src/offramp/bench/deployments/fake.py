@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from offramp.bench.deployments.base import Floats
+from offramp.bench.deployments.base import Floats, Way
 from offramp.inputs.tokens import Encoded
 
 __all__ = ["prepare", "serve"]
@@ -22,11 +22,11 @@ def prepare(model: Path, folder: Path, texts: Sequence[Encoded], settings: Mappi
     return {"texts": len(texts)}
 
 
-def serve(model: Path, folder: Path, threads: int, settings: Mapping[str, Any]) -> Any:
+def serve(model: Path, folder: Path, way: Way, settings: Mapping[str, Any]) -> Any:
     """As ``prepare``."""
     if settings.get("refuses") == "serve":
         raise ValueError("this row refuses to be served")
-    return _Lengths(threads, settings)
+    return _Lengths(way, settings)
 
 
 class _Lengths:
@@ -34,8 +34,8 @@ class _Lengths:
 
     takes_texts = False
 
-    def __init__(self, threads: int, settings: Mapping[str, Any]) -> None:
-        self.facts = {"threads": threads}
+    def __init__(self, way: Way, settings: Mapping[str, Any]) -> None:
+        self.facts = {"threads": way.threads, "lanes": way.lanes}
         self._refuses = settings.get("refuses") == "answer"
         self._calls = 0
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
 
-from offramp.bench.deployments.base import Floats, batched, gathered, padded
+from offramp.bench.deployments.base import Floats, Way, answered, padded
 from offramp.inputs.tokens import Encoded
 
 __all__ = ["prepare", "serve"]
@@ -78,29 +78,29 @@ def export_whole(model: Path, path: Path, texts: Sequence[Encoded], pad_token: i
     return loaded.config
 
 
-def serve(model: Path, folder: Path, threads: int, settings: Mapping[str, Any]) -> Any:
+def serve(model: Path, folder: Path, way: Way, settings: Mapping[str, Any]) -> Any:
     """``settings``: ``dtype`` (float32, int8), ``pad_token``."""
-    return _Session(folder / "model.onnx", threads, settings)
+    return _Session(folder / "model.onnx", way, settings)
 
 
 class _Session:
-    """One session with its default settings: all optimisations, threads that spin between operators."""
+    """One session with its default settings: all optimisations, threads that spin between operators. Lanes share it."""
 
     takes_texts = False
 
-    def __init__(self, path: Path, threads: int, settings: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, way: Way, settings: Mapping[str, Any]) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = way.threads
         options.log_severity_level = 3
         self._session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._names = [each.name for each in self._session.get_inputs()]
-        self._pad_token = int(settings["pad_token"])
+        self._pad_token, self._lanes = int(settings["pad_token"]), way.lanes
         self.facts = {"dtype": settings["dtype"], "spinning": True, "batches": "sorted"}
 
     def answer(self, texts: Sequence[Encoded], max_rows: int) -> Floats:
-        return gathered(self._parts(texts, max_rows), len(texts))
-
-    def _parts(self, texts: Sequence[Encoded], max_rows: int) -> Iterator[tuple[Any, Floats]]:
-        for rows in batched(texts, max_rows):
+        def answer(rows: Any) -> Floats:
             inputs = padded([texts[row] for row in rows], self._pad_token)
-            yield rows, self._session.run(None, {name: inputs[name] for name in self._names})[0]
+            logits: Floats = self._session.run(None, {name: inputs[name] for name in self._names})[0]
+            return logits
+
+        return answered(texts, max_rows, answer, lanes=self._lanes)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from offramp.bench.deployments.base import Floats, batched, gathered
+from offramp.bench.deployments.base import Floats, Way, answered
 from offramp.bench.export import VARIANTS, Variant, export_run
 from offramp.criteria import make
 from offramp.engine.engine import Counts
@@ -47,7 +47,7 @@ def prepare(model: Path, folder: Path, texts: Sequence[Encoded], settings: Mappi
     }
 
 
-def serve(model: Path, folder: Path, threads: int, settings: Mapping[str, Any]) -> Any:
+def serve(model: Path, folder: Path, way: Way, settings: Mapping[str, Any]) -> Any:
     """``settings``: as for ``prepare``, and ``point`` (criterion, settings, knobs; None: full depth) or ``bare``
     (whole: the stages one after the other, no engine; first: the first stage alone, a static exit).
     """
@@ -55,17 +55,17 @@ def serve(model: Path, folder: Path, threads: int, settings: Mapping[str, Any]) 
     if variant.runtime == "torch":
         import torch
 
-        torch.set_num_threads(threads)
-    classifier = open_run(folder, variant, threads)
+        torch.set_num_threads(way.threads)
+    classifier = open_run(folder, variant, way)
     if settings.get("bare"):
         return _Bare(classifier, settings)
     return _WithEngine(classifier, settings)
 
 
-def open_run(folder: Path, variant: Variant, threads: int) -> Classifier:
+def open_run(folder: Path, variant: Variant, way: Way) -> Classifier:
     """A prepared folder, loaded as its variant is served."""
-    own = None if variant.runtime == "torch" else threads
-    return load(folder, runtime=variant.runtime, dtype=variant.dtype, device="cpu", threads=own)
+    threads = None if variant.runtime == "torch" else way.threads * way.lanes
+    return load(folder, runtime=variant.runtime, dtype=variant.dtype, device="cpu", threads=threads, lanes=way.lanes)
 
 
 def variant_of(settings: Mapping[str, Any]) -> Variant:
@@ -136,6 +136,7 @@ class _Bare:
 
     def __init__(self, classifier: Any, settings: Mapping[str, Any]) -> None:
         self._runtime, self._pad_token = classifier.runtime, classifier.tokenizer.pad_token
+        self._lanes = classifier.lanes
         stages = self._runtime.info.stages
         self._stages = stages[:1] if settings["bare"] == "first" else stages
         self.facts = {
@@ -146,13 +147,14 @@ class _Bare:
         }
 
     def answer(self, texts: Sequence[Encoded], max_rows: int) -> Floats:
-        return gathered(self._parts(texts, max_rows), len(texts))
-
-    def _parts(self, texts: Sequence[Encoded], max_rows: int) -> Iterator[tuple[Any, Floats]]:
         types = texts[0].token_types is not None
-        for rows in batched(texts, max_rows):
+
+        def answer(rows: Any) -> Floats:
             given = pad([texts[row] for row in rows], rows.tolist(), pad_token=self._pad_token, token_types=types)
             hidden, batch = self._runtime.embed(given)
             for stage in self._stages:
                 hidden = self._runtime.run(stage, hidden, batch)
-            yield rows, self._runtime.exit(self._stages[-1], hidden, batch, {})[0].logits
+            logits: Floats = self._runtime.exit(self._stages[-1], hidden, batch, {})[0].logits
+            return logits
+
+        return answered(texts, max_rows, answer, lanes=self._lanes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from offramp.bench.deployments.base import Floats, batched, gathered, padded
+from offramp.bench.deployments.base import Floats, Way, answered, padded
 from offramp.inputs.tokens import Encoded, Text
 
 __all__ = ["prepare", "serve"]
@@ -21,9 +21,9 @@ def prepare(model: Path, folder: Path, texts: Sequence[Encoded], settings: Mappi
     return {}
 
 
-def serve(model: Path, folder: Path, threads: int, settings: Mapping[str, Any]) -> Any:
+def serve(model: Path, folder: Path, way: Way, settings: Mapping[str, Any]) -> Any:
     """``settings``: ``dtype`` (float32, bfloat16), ``compile``, ``pipeline``, ``pad_token``."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(way.threads)
     if settings.get("pipeline"):
         return _Pipeline(model)
     return _Sorted(model, settings)
@@ -46,14 +46,14 @@ class _Sorted:
         self.facts = {"dtype": dtype, "compiled": self._compiled, "attention": self._attention, "batches": "sorted"}
 
     def answer(self, texts: Sequence[Encoded], max_rows: int) -> Floats:
-        return gathered(self._parts(texts, max_rows), len(texts))
+        def answer(rows: Any) -> Floats:
+            inputs = padded([texts[row] for row in rows], self._pad_token)
+            given = {name: torch.from_numpy(value) for name, value in inputs.items()}
+            logits: Floats = self._model(**given).logits.float().numpy()
+            return logits
 
-    def _parts(self, texts: Sequence[Encoded], max_rows: int) -> Iterator[tuple[Any, Floats]]:
         with torch.inference_mode():
-            for rows in batched(texts, max_rows):
-                inputs = padded([texts[row] for row in rows], self._pad_token)
-                given = {name: torch.from_numpy(value) for name, value in inputs.items()}
-                yield rows, self._model(**given).logits.float().numpy()
+            return answered(texts, max_rows, answer)
 
 
 class _Pipeline:
