@@ -364,14 +364,18 @@ def _over_layers(row: Result, entry: Result) -> str:
 
 def speed_profile(result: Result) -> str:
     """Memory, start-up and size; what layers and exits cost; static exits of equal speed."""
-    lines = ["| | start to first answer, s | peak memory, MB | files, MB |", "|---|---|---|---|"]
+    lines = [
+        "| | start to first answer, s | peak memory, MB | files, MB | Offline, thousand million operations a second | "
+        "of what matrix products of that kind reach |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in result["rows"]:
         if "failure" in row:
             continue
         size = row["prepared"].get("megabytes")
         lines.append(
             f"| {row['label']} | {row['startup_s']:.1f} | {row['facts']['peak_memory_mb']:.0f} | "
-            f"{'' if size is None else f'{size:.0f}'} |"
+            f"{'' if size is None else f'{size:.0f}'} | {' | '.join(_operations(result, row))} |"
         )
     lines += [
         "",
@@ -382,6 +386,20 @@ def speed_profile(result: Result) -> str:
         if row["group"] == "exits" and "failure" not in row:
             lines += [_profile(row, scenario) for scenario in result["fastest_peer"] if scenario in row]
     return "\n".join([*lines, "", _origin(result, "python benchmarks/speed.py")])
+
+
+def _operations(result: Result, row: Result) -> list[str]:
+    """Operations a second of the encoder's layers in batches, and their share of the machine's limit."""
+    entry = row.get("Offline", {}).get("without tokenisation")
+    if entry is None or "operations_a_text" not in result["data"]:
+        return ["", ""]
+    found = json.loads((RESULTS / "limits.json").read_text(encoding="utf-8"))["gigaoperations_per_second"]
+    limit = max(kinds[row["facts"]["dtype"]] for kinds in found.values())
+    depth = row["facts"].get("token_layer_fraction", 1.0)
+    if row["group"] == "shallow":
+        depth = row["facts"]["layers"] / result["data"]["layers"]
+    reached = 1e-9 * entry["texts_per_second"]["median"] * result["data"]["operations_a_text"] * depth
+    return [f"{reached:.0f}", f"{100 * reached / limit:.0f} %"]
 
 
 def _profile(row: Result, scenario: str) -> str:
@@ -412,6 +430,27 @@ def limits(result: Result) -> str:
     return "\n".join([*lines, "", f"{copied} {_cpu(result)}.", "", _origin(result, "python benchmarks/limits.py")])
 
 
+def batch_sizes(result: Result) -> str:
+    """What a token costs in small batches and in large ones, and texts a second by threads and lanes."""
+    found = result["variants"]
+    [first, *_] = found.values()
+    widths = list(first["microseconds_a_token"])
+    rows = list(first["microseconds_a_token"][widths[0]])
+    lines = [f"| microseconds a token, one layer and its exit, 1 thread | {' | '.join(rows)} rows |"]
+    lines.append("|---|" + "---|" * len(rows))
+    for label, entry in found.items():
+        for width in widths:
+            cost = entry["microseconds_a_token"][width]
+            lines.append(f"| {label}, texts of {width} tokens | {' | '.join(f'{cost[n]:.0f}' for n in rows)} |")
+    ways = list(first["texts_per_second"])
+    lines += ["", f"| texts a second at full depth | {' | '.join(ways)} |", "|---|" + "---|" * len(ways)]
+    for label, entry in found.items():
+        cells = [sorted(entry["texts_per_second"][way]) for way in ways]
+        told = [f"{each[len(each) // 2]:.0f} ({each[0]:.0f}-{each[-1]:.0f})" for each in cells]
+        lines.append(f"| {label} | {' | '.join(told)} |")
+    return "\n".join([*lines, "", f"{_cpu(result)}. " + _origin(result, "python benchmarks/batch_sizes.py")])
+
+
 TABLES: Mapping[str, tuple[str, Callable[[Result], str]]] = {
     "sst2": ("README.md", sst2),
     "training_curves": ("docs/training.md", training_curves),
@@ -423,6 +462,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Result], str]]] = {
     "speed": ("docs/performance.md", speed),
     "speed_profile": ("docs/performance.md", speed_profile),
     "limits": ("docs/performance.md", limits),
+    "batch_sizes": ("docs/performance.md", batch_sizes),
 }
 SOURCES = {"speed_profile": "speed"}
 """Blocks written from another block's result."""

@@ -29,7 +29,7 @@ from offramp.inputs.tokens import Text, Tokenizer
 from offramp.run import Run
 from offramp.traces.trace import Trace
 
-__all__ = ["Bench", "Ready", "our_rows", "peer_rows", "peers", "reference_of", "row_names"]
+__all__ = ["Bench", "Ready", "depth_of", "our_rows", "peer_rows", "peers", "reference_of", "row_names"]
 
 _SEVERAL = 3
 """Timings whose median is a cost."""
@@ -120,10 +120,15 @@ def _lost_name(lost: float, scenario: str) -> str:
     return f"lost-{lost:g}-{scenario.lower()}"
 
 
+def depth_of(run: Run) -> int:
+    """Layers of a run's encoder."""
+    return int(run.config.get("num_hidden_layers") or run.config["n_layers"])  # DistilBERT has a word of its own
+
+
 def _early_layers(folder: Path) -> Sequence[int]:
     """Layers after which a run has early exits."""
     run = Run.open(folder)
-    depth = int(run.config.get("num_hidden_layers") or run.config["n_layers"])  # DistilBERT has a word of its own
+    depth = depth_of(run)
     given = run.section["layers"]
     return [layer for layer in (range(1, depth) if given is None else given) if layer < depth]
 

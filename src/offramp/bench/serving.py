@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from offramp.bench.deployments.base import Job, Way
-from offramp.bench.rows import Bench, our_rows, peer_rows, reference_of, row_names
+from offramp.bench.rows import Bench, depth_of, our_rows, peer_rows, reference_of, row_names
 from offramp.bench.speed import Measured, race, ratio, summary
-from offramp.bench.worker import Failure
+from offramp.bench.worker import Failure, Load
 from offramp.errors import DataError, KnobError, UnsupportedError
+from offramp.inputs.tokens import Encoded, Tokenizer
 from offramp.run import Run
 from offramp.traces.curves import bootstrap_interval
 
@@ -44,7 +45,10 @@ def run_bench(bench: Bench, *, say: Callable[[str], None] = lambda line: None) -
     rows = [_told(job, made, measured.get(job.name), bench) for job, made in ready]
     _compared(rows, reference, bench)
     return {
-        "data": {"n": len(bench.texts), "single": len(load.single)},
+        "data": {
+            "n": len(bench.texts), "single": len(load.single), "layers": depth_of(run),
+            "operations_a_text": operations_a_text(run, _tokens(bench, load)),
+        },
         "settings": {
             "rounds": bench.rounds, "threads": bench.threads, "max_rows": bench.max_rows, "splits": bench.splits,
             "seed": bench.seed, "max_length": load.max_length, "max_lost": list(bench.max_lost),
@@ -79,6 +83,24 @@ def _told(job: Job, made: Mapping[str, Any] | Failure, row: Measured | None, ben
         used = {"threads": way.threads, "lanes": way.lanes}
         told[scenario] = entry | {"right": right, "way": used, "label": _label(job.label, way, bench.threads)}
     return told
+
+
+def _tokens(bench: Bench, load: Load) -> Sequence[Encoded]:
+    return Tokenizer.from_folder(load.tokenizer, max_length=load.max_length).encode(bench.texts)
+
+
+def operations_a_text(run: Run, texts: Sequence[Encoded]) -> float:
+    """Multiplications and additions of the encoder's layers for a text, on average.
+
+    A layer of width h, with an inner width of i, does ``2 (4 h^2 + 2 h i)`` for every token and ``4 h`` for every pair
+    of tokens.
+    """
+    config = run.config
+    width = int(config["hidden_size"] if "hidden_size" in config else config["dim"])  # DistilBERT's word
+    inner = int(config["intermediate_size"] if "intermediate_size" in config else config["hidden_dim"])
+    lengths = np.array([len(text) for text in texts], dtype=np.float64)
+    layer = 2 * (4 * width**2 + 2 * width * inner) * lengths + 4 * width * lengths**2
+    return float(depth_of(run) * layer.mean())
 
 
 def _label(label: str, way: Way, threads: int) -> str:
