@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from offramp.bench.deployments.base import Job, Way, make_ready
+from offramp.bench.serving import operations_a_text
 from offramp.bench.speed import Measured, race, ratio, spread, summary, ways
 from offramp.bench.worker import Failure, Load, Worker, in_a_process
-from offramp.inputs.tokens import Tokenizer
+from offramp.inputs.tokens import Encoded, Tokenizer
 
 TEXTS = ["a gem", "neither here nor there", "bad", "one of the best films of the year"]
 
@@ -51,7 +54,8 @@ def test_a_race(tmp_path: Path, load: Load, lengths: np.ndarray) -> None:
     }
     assert all(len(seconds) == 2 for seconds in good.seconds["SingleStream", True])
     assert good.facts["threads"] == 1
-    assert good.facts["peak_memory_mb"] > 1
+    ours = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    assert 1 < good.facts["peak_memory_mb"] < ours / 2  # its own, and not what the parent held when it was started
     assert bad.failure is not None
     assert bad.failure.sentence == "ValueError: this row refuses to answer"
     assert bad.seconds == {}
@@ -70,6 +74,14 @@ def test_a_row_that_can_is_tried_both_ways(tmp_path: Path, load: Load) -> None:
     used = row.ways["Offline"]
     assert used in (Way(2), Way(1, 2))
     assert (row.facts["threads"], row.facts["lanes"]) == (used.threads, used.lanes)
+
+
+def test_operations_of_bert_base() -> None:
+    """12 layers of 768 on 128 tokens: 11.2 thousand million multiply-adds, as papers count them."""
+    config = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
+    text = Encoded(np.ones(128, dtype=np.int32), None, False)
+    found = operations_a_text(SimpleNamespace(config=config), [text, text])  # type: ignore[arg-type]
+    assert found == pytest.approx(2 * 11.2e9, rel=0.01)
 
 
 def test_a_row_of_one_scenario(tmp_path: Path, load: Load) -> None:

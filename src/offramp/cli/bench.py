@@ -95,7 +95,8 @@ def bench(
             rounds=rounds, threads=threads, max_rows=batch_size, single=single, seed=seed,
         )  # fmt: skip
         result = run_bench(plan, say=_say)
-    result = {**provenance(seeds=[seed]), "recipe": classifier.run.recipe, **result}
+    setup = {"data": Path(data).name, "recipe": classifier.run.recipe}
+    result = {**provenance(seeds=[seed]), "setup": setup, **result}
     written = write_result(folder / "result.json", result)
     pictures = _pictures(result, folder)
     if as_json:
@@ -107,9 +108,9 @@ def bench(
 
 
 def _say(line: str) -> None:
-    """Progress, for whoever looks on."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+    """Progress: on a terminal in one line, in a log line by line."""
+    end, line = ("", f"\r\033[K{line}") if sys.stderr.isatty() else ("\n", line)
+    print(line, end=end, file=sys.stderr, flush=True)
 
 
 def _numbers(given: str) -> list[float]:

@@ -47,9 +47,9 @@ class Counts:
     """Positions computed, padding included."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class _Rows:
-    """Rows before one stage. Every field has the row as its first axis."""
+    """Rows before one stage. Every field has the row as its first axis. Only the step that took them changes them."""
 
     ids: _Int
     lengths: _Int
@@ -196,7 +196,7 @@ class Engine:
         all_go_on = self._nobody_leaves(stage, rows)
         # Where the next model starts from the inputs, nobody would need what this one computes.
         if not (all_go_on and self._stages[stage.index + 1].starts_from == "inputs"):
-            rows = self._computed(stage, rows)
+            self._compute(stage, rows)
         if all_go_on:
             self._park(stage.index + 1, rows, np.ones(len(rows.ids), dtype=bool))
             return []
@@ -206,17 +206,18 @@ class Engine:
         leave, answers = _decided(decision)
         leave = leave | (rows.caps <= stage.layers) | stage.is_last
         if not leave.all():
-            self._park(stage.index + 1, replace(rows, memory=memory, state=state), ~leave)
+            rows.memory, rows.state = memory, state
+            self._park(stage.index + 1, rows, ~leave)
         return [
             Finished(int(rows.ids[row]), answers[row].copy(), stage.layers, int(rows.executed[row]), stage.index)
             for row in np.flatnonzero(leave)
         ]
 
-    def _computed(self, stage: Stage, rows: _Rows) -> _Rows:
-        """The rows after the layers of a stage."""
+    def _compute(self, stage: Stage, rows: _Rows) -> None:
+        """Run the layers of a stage."""
         self._count(stage, rows)
-        hidden = self._runtime.run(stage, rows.hidden, rows.batch)
-        return replace(rows, hidden=hidden, executed=rows.executed + stage.last_layer - stage.first_layer)
+        rows.hidden = self._runtime.run(stage, rows.hidden, rows.batch)
+        rows.executed = rows.executed + (stage.last_layer - stage.first_layer)
 
     def _nobody_leaves(self, stage: Stage, rows: _Rows) -> bool:
         """Whether it is known, without running the exit, that all rows go on."""
@@ -361,7 +362,7 @@ class Engine:
     def _park(self, stage: int, rows: _Rows, stay: npt.NDArray[np.bool_]) -> None:
         """Compact the rows that stay: drop the others, then the padding that only the others needed."""
         if self._stages[stage].starts_from == "inputs":
-            rows = replace(rows, hidden=_nothing(rows.hidden))
+            rows.hidden = _nothing(rows.hidden)
         rows = _fit(_keep(stay, rows))
         with self._lock:
             self._parked[stage].append(rows)
@@ -408,8 +409,8 @@ def _fit(rows: _Rows) -> _Rows:
     """Cut padding that no row needs. The lengths are known here, so a batch that fits costs no transfer."""
     if int(rows.lengths.max()) == rows.batch.tokens.shape[1]:
         return rows
-    hidden, batch = trim(rows.hidden, rows.batch)
-    return replace(rows, hidden=hidden, batch=batch)
+    rows.hidden, rows.batch = trim(rows.hidden, rows.batch)
+    return rows
 
 
 def _decided(decision: Decision) -> tuple[npt.NDArray[np.bool_], npt.NDArray[Any]]:

@@ -5,8 +5,8 @@ parked before the next stage until there are enough of them, from whichever batc
 ``next`` is one *step* and picks, in this order:
 
 1. **Starving rows.** The longest-parked rows, if ``patience_steps`` steps have gone by without them.
-2. **The survivors of the step before** (of a lane's, where several run), if they have ``go_on`` tokens and little
-   padding: nothing of theirs has to be moved. How many are worth it depends on the machine: a CPU takes as long for a
+2. **The survivors of the step before** (of a lane's, where several run), if they have ``go_on`` tokens, or are all that
+   is here, and have little padding: nothing of theirs has to be moved. How many are worth it depends on the machine: a CPU takes as long for a
    token among a hundred as among thousands.
 3. **The deepest full stage**: ``hold`` batches of rows are parked there (``hold * max_rows``, or as many tokens).
    Deepest, because what runs there can only move rows on to emptier places. More than one batch, because survivors
@@ -104,6 +104,7 @@ class Scheduler:
         self._stage_of: dict[int, int] = {}
         self._plan: dict[int, list[int]] = {}  # input -> the batch it will be in; empty when it must be made anew
         self._survivors: list[Work] = []  # that are to go on: of the step before, of each lane
+        self._last: Work | None = None  # survivors of the step before, be they many or few
         self._step = 0
 
     def __len__(self) -> int:
@@ -125,15 +126,17 @@ class Scheduler:
             self._stage_of[row] = stage
         if stage == 0:
             self._plan = {}
-        elif ids and self._go_on <= sum(lengths) and max(lengths) * len(ids) <= self._waste * sum(lengths):
-            self._survivors.append(Work(stage, list(ids)))
+        elif ids and max(lengths) * len(ids) <= self._waste * sum(lengths):
+            self._last = Work(stage, list(ids))
+            if sum(lengths) >= self._go_on:
+                self._survivors.append(self._last)
 
     def drop(self, ids: Iterable[int]) -> dict[int, int]:
         """Forget rows; those not here are left out. Returns row -> the stage it was waiting for."""
         found = {row: self._stage_of.pop(row) for row in dict.fromkeys(ids) if row in self._stage_of}
         for row, stage in found.items():
             del self._queues[stage][row]
-        self._plan, self._survivors = {}, []
+        self._plan, self._survivors, self._last = {}, [], None
         return found
 
     def next(self) -> Work | None:
@@ -142,6 +145,7 @@ class Scheduler:
             return None
         self._step += 1
         stage, ids = self._choose()
+        self._last = None
         # Some that were to go on may have been taken along: the others of their batch wait for company.
         self._survivors = [each for each in self._survivors if each.stage != stage or not set(ids) & set(each.ids)]
         for row in ids:
@@ -157,6 +161,8 @@ class Scheduler:
         if self._survivors:
             going_on = self._survivors.pop()
             return going_on.stage, going_on.ids
+        if self._last is not None and len(self._last.ids) == len(self._stage_of):
+            return self._last.stage, self._last.ids
         for stage in reversed(later):
             if self._full(stage):
                 return stage, max(self._batches(stage), key=len)

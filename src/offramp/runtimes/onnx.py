@@ -29,8 +29,7 @@ class OnnxRuntime:
 
     Args:
         folder: with manifest.json and graphs.
-        threads: in all; None: as many as there are cores. They sleep when they have nothing to do: every stage has some
-            of its own, and many that spin stand in each other's way.
+        threads: in all; None: as many as there are cores. Every stage has some of its own, which sleep while others run.
         lanes: batches that are computed side by side: each operator gets ``threads // lanes`` threads.
 
     Raises:
@@ -132,6 +131,9 @@ def open_session(graph: bytes, *, threads: int) -> Any:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Threads that sleep between the operators of a text take as long to wake as the operators to compute; those that
+    # went on spinning after it would stand in the way of the next stage's.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

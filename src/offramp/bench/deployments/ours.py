@@ -87,7 +87,7 @@ class _WithEngine:
             self._setting = Setting(make(point["criterion"], **point["settings"]), dict(point["knobs"]), "benchmark")
         self._ran = _Ran(classifier.runtime.info)
         info = classifier.runtime.info
-        self._facts = {"dtype": info.dtype, "batch_invariant": info.batch_invariant, "spinning": False}
+        self._facts = {"dtype": info.dtype, "batch_invariant": info.batch_invariant, "spinning": "within a stage"}
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -142,7 +142,7 @@ class _Bare:
         self.facts = {
             "dtype": self._runtime.info.dtype,
             "batches": "sorted",
-            "spinning": False,
+            "spinning": "within a stage",
             "layers": self._stages[-1].layers,
         }
 
