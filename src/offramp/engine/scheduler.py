@@ -6,8 +6,8 @@ parked before the next stage until there are enough of them, from whichever batc
 
 1. **Starving rows.** The longest-parked rows, if ``patience_steps`` steps have gone by without them.
 2. **The survivors of the step before** (of a lane's, where several run), if they have ``go_on`` tokens, or are all that
-   is here, and have little padding: nothing of theirs has to be moved. How many are worth it depends on the machine: a CPU takes as long for a
-   token among a hundred as among thousands.
+   is here, and have little padding: nothing of theirs has to be moved. How many are worth it depends on the machine: a
+   CPU takes as long for a token among a hundred as among thousands.
 3. **The deepest full stage**: ``hold`` batches of rows are parked there (``hold * max_rows``, or as many tokens).
    Deepest, because what runs there can only move rows on to emptier places. More than one batch, because survivors
    come from texts of all lengths: out of many a batch of like lengths can be taken, and padding is computed too.

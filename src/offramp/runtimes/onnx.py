@@ -29,7 +29,8 @@ class OnnxRuntime:
 
     Args:
         folder: with manifest.json and graphs.
-        threads: in all; None: as many as there are cores. Every stage has some of its own, which sleep while others run.
+        threads: in all; None: as many as there are cores. Every stage has some of its own, which sleep while others
+            run.
         lanes: batches that are computed side by side: each operator gets ``threads // lanes`` threads.
 
     Raises:
