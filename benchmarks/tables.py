@@ -460,11 +460,12 @@ TABLES: Mapping[str, tuple[str, Callable[[Result], str]]] = {
     "signals": ("docs/research/de3bert.md", signals),
     "drift": ("docs/drift.md", drift),
     "speed": ("docs/performance.md", speed),
+    "speed_int8": ("docs/performance.md", speed),
     "speed_profile": ("docs/performance.md", speed_profile),
     "limits": ("docs/performance.md", limits),
     "batch_sizes": ("docs/performance.md", batch_sizes),
 }
-SOURCES = {"speed_profile": "speed"}
+SOURCES = {"speed_profile": "speed_int8"}
 """Blocks written from another block's result."""
 """Result file and block -> page, and how the block is written."""
 
