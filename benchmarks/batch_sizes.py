@@ -1,5 +1,4 @@
-"""What a token costs in batches of different sizes, and what lanes gain: the measurements behind two of the engine's
-defaults (docs/performance.md).
+"""What a token costs in batches of different sizes, and what lanes gain (docs/performance.md).
 
     python benchmarks/batch_sizes.py --run RUN --data DATA [--rounds N]
 

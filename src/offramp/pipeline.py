@@ -361,13 +361,13 @@ class Classifier:
             )
         return self._watch
 
-    def engine(self, setting: Setting) -> Engine:
-        """A fresh engine for one setting."""
+    def engine(self, setting: Setting, *, max_rows: int | None = None) -> Engine:
+        """A fresh engine for one setting; ``max_rows`` None: batches of ``batch_size``."""
         return Engine(
             self.runtime,
             setting.criterion,
             pad_token=self.tokenizer.pad_token,
-            max_rows=self.batch_size,
+            max_rows=self.batch_size if max_rows is None else max_rows,
             lanes=self.lanes,
         )
 

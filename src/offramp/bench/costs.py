@@ -9,7 +9,6 @@ import numpy as np
 
 from offramp.bench.exit_choice import Costs
 from offramp.criteria import make
-from offramp.engine.engine import Engine
 from offramp.engine.units import Unit
 from offramp.inputs.tokens import Encoded
 from offramp.pipeline import Classifier, Setting
@@ -50,13 +49,7 @@ def measure_costs(
 
 
 def _seconds(classifier: Classifier, setting: Setting, texts: Sequence[Encoded], max_rows: int) -> float:
-    engine = Engine(
-        classifier.runtime,
-        setting.criterion,
-        pad_token=classifier.tokenizer.pad_token,
-        max_rows=max_rows,
-        lanes=classifier.lanes,
-    )
+    engine = classifier.engine(setting, max_rows=max_rows)
     units = [Unit(number, text) for number, text in enumerate(texts)]
     groups = [units] if max_rows > 1 else [[unit] for unit in units]
     start = time.perf_counter()

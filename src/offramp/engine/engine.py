@@ -21,7 +21,7 @@ import numpy.typing as npt
 from array_api_compat import array_namespace, device
 
 from offramp.criteria.base import Criterion
-from offramp.engine.lanes import Lanes, check_lanes
+from offramp.engine.lanes import Lanes
 from offramp.engine.scheduler import Scheduler
 from offramp.engine.units import Finished, KnobsFor, Unit, check_fits, decide, resolve_knobs, to_host
 from offramp.errors import DataError, KnobError, OfframpError
@@ -105,7 +105,9 @@ class Engine:
         lanes: int = 1,
     ) -> None:
         check_fits(criterion, runtime.info)
-        self._lanes = check_lanes(lanes)
+        if lanes < 1:
+            raise KnobError(f"lanes must be 1 or more, not {lanes}")
+        self._lanes = lanes
         self._lock = threading.Lock()  # around all but computing: steps may be taken by several threads
         self._runtime, self._criterion, self._pad_token, self._max_rows = runtime, criterion, pad_token, max_rows
         self._stages = runtime.info.stages

@@ -8,15 +8,13 @@ decision after the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Protocol
 
 from offramp.engine.units import Finished
-from offramp.errors import KnobError
 
-__all__ = ["Lanes", "check_lanes"]
+__all__ = ["Lanes"]
 
 
 class _Steps(Protocol):
@@ -26,17 +24,6 @@ class _Steps(Protocol):
     def busy(self) -> bool: ...
 
     def step(self) -> list[Finished]: ...
-
-
-def check_lanes(lanes: int) -> int:
-    """The number of lanes.
-
-    Raises:
-        KnobError: it is below 1.
-    """
-    if lanes < 1:
-        raise KnobError(f"lanes must be 1 or more, not {lanes}")
-    return lanes
 
 
 class Lanes:
@@ -70,8 +57,7 @@ class Lanes:
         """What left at the next step that ends. Where a step raises, so does this."""
         if self._pool is None:
             return self._engine.step()
-        submit: Callable[..., Future[list[Finished]]] = self._pool.submit
         while self._engine.busy and len(self._running) < self._count:
-            self._running.add(submit(self._engine.step))
+            self._running.add(self._pool.submit(self._engine.step))
         ended, self._running = wait(self._running, return_when=FIRST_COMPLETED)
         return [finished for each in ended for finished in each.result()]
