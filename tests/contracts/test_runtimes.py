@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pytest
 from array_api_compat import array_namespace, device, to_device
 
+from offramp.calibration.points import OperatingPoint, write_points
 from offramp.criteria import Scored
+from offramp.criteria.base import score_name
 from offramp.criteria.confidence import Confidence
 from offramp.criteria.depth import Depth
 from offramp.criteria.distance import EDR, DistanceRatio
@@ -139,12 +141,23 @@ def runtime(case, request) -> Runtime:
     from offramp.runtimes.export.openvino import export_openvino
 
     folder = request.getfixturevalue("as_run")(model)
+    rule = single_rule(case, model.problem_type)
+    if rule is not None:
+        point = OperatingPoint(name="default", criterion=rule.name, settings=asdict(rule), knobs={"threshold": 0.9})
+        write_points(folder, [point])
     export = {"onnx": export_onnx, "openvino": export_openvino}[case.served_by]
     texts = ["a lovely gem", "the dull, broken film of a town", "weird", "music and people, that is the story"]
     int8 = None if case.export == "float32" else case.export
     made = export(folder, int8=int8, exits="all", texts=texts if int8 == "static" else None, threads=1)
     assert made.batch_invariant == (case.export != "dynamic")
     return open_runtime(folder, case.served_by, dtype=made.dtype, threads=1)
+
+
+def single_rule(case: Case, problem_type: Any) -> Scored | None:
+    """The criterion of the operating point that a run is exported with."""
+    if problem_type == REGRESSION:
+        return None
+    return EDR(lam=0.5) if "head_settings" in case.exits else Entropy(problem_type=problem_type)
 
 
 @pytest.fixture(scope="module")
@@ -360,7 +373,7 @@ class Counting:
     """Counts what enters each layer of any runtime."""
 
     def __init__(self, runtime: Runtime) -> None:
-        self.runtime, self.info = runtime, runtime.info
+        self.runtime, self.info = runtime, replace(runtime.info, single="")
         self.embed, self.exit = runtime.embed, runtime.exit
         self.rows, self.tokens, self.positions = np.zeros((3, runtime.info.num_layers), dtype=np.int64)
 
@@ -403,3 +416,34 @@ def test_the_engine_equals_the_reference_at_any_batch_size(case, runtime, texts,
         assert engine.counts.rows.tolist() == counting.rows[first].tolist()
         assert engine.counts.tokens.tolist() == counting.tokens[first].tolist()
         assert engine.counts.padded_tokens.tolist() == counting.positions[first].tolist()
+
+
+# A text alone, in one call
+
+
+def test_who_can_answer_a_text_alone_in_one_call(case, runtime):
+    """ONNX Runtime, wherever an operating point holds one number of each exit against a threshold."""
+    rule = None if case.export is None else single_rule(case, runtime.info.problem_type)
+    can = case.served_by == "onnx" and rule is not None and not runtime.info.remembers
+    assert runtime.info.single == (score_name(rule) if can else "")
+
+
+def test_a_text_alone_in_one_call_is_answered_as_by_the_stages(case, runtime, texts, trace):
+    if not runtime.info.single:
+        pytest.skip("answers texts stage by stage")
+    rule = single_rule(case, runtime.info.problem_type)
+    values = scores(trace, rule)[:-1]
+    stages = Counting(runtime)
+    left = set()
+    for threshold in (*(middle(values, quantile) for quantile in (0.05, 0.3, 0.6)), *(0.0, 1.0)):
+        engine = Engine(runtime, rule, pad_token=0, max_rows=1)
+        fast = list(engine.run_in_order([Unit(i, text) for i, text in enumerate(texts)], {"threshold": threshold}))
+        slow = reference(stages, rule, texts, {"threshold": threshold})
+        assert [(f.exit_layer, f.layers_executed, f.exit_index) for f in fast] == [
+            (f.exit_layer, f.layers_executed, f.exit_index) for f in slow
+        ]
+        assert all(np.array_equal(f.answer, s.answer) for f, s in zip(fast, slow, strict=True))
+        left |= {f.exit_index for f in fast}
+        exits = np.array([f.exit_index for f in fast])
+        assert engine.counts.rows.tolist() == [int((exits >= n).sum()) for n in range(len(runtime.info.stages))]
+    assert len(left) == len(runtime.info.stages)

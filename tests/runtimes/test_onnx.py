@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import offramp
 from offramp.calibration.monitor import Monitor
@@ -30,7 +32,7 @@ from offramp.runtimes import check_installed, cpu, open_runtime
 from offramp.runtimes.cpu import check_threads, cores, has_int8_instructions
 from offramp.runtimes.export.onnx import export_onnx
 from offramp.runtimes.manifest import FORMAT, read_manifest
-from offramp.runtimes.onnx import OnnxRuntime
+from offramp.runtimes.onnx import OnnxRuntime, _at_least
 from offramp.traces.replay import replay
 from offramp.traces.store import load_trace
 
@@ -225,6 +227,28 @@ def test_exit_is_asked_about_the_very_array(run: Path) -> None:
     assert not runtime._said  # nothing is kept for arrays that are gone
 
 
+# A text alone
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_a_text_alone_is_answered_as_in_company(run: Path, texts: list[str], dtype: str) -> None:
+    """In one call, for which the stages' graphs are never opened."""
+    alone = load(run, dtype=dtype)
+    assert alone.runtime.info.single
+    said = [alone(text) for text in texts]
+    assert all(each._session is None for each in alone.runtime._layers)  # type: ignore[attr-defined]
+    for one, other in zip(said, load(run, dtype=dtype)(texts), strict=True):
+        assert replace(one, score=0.0) == replace(other, score=0.0)
+        assert one.score == pytest.approx(other.score, abs=1e-6)
+
+
+@given(st.floats(-1, 1), st.floats(-1, 1, width=32))
+def test_thresholds_are_rounded_so_that_nobody_changes_sides(threshold: float, score: float) -> None:
+    near = np.float32(threshold)
+    for each in (score, near, np.nextafter(near, np.float32(-9)), np.nextafter(near, np.float32(9))):
+        assert (np.float32(each) < _at_least(threshold)) == (float(each) < threshold)
+
+
 # Exports that cannot be used
 
 
@@ -242,17 +266,19 @@ def test_other_weights(copy: Path, trained: Path) -> None:
     assert offramp.load(copy, runtime="torch").runtime.info.name == "torch"
 
 
+@pytest.mark.parametrize("name", ["stage-1", "single"])
 @pytest.mark.parametrize("damage", ["cut", "changed", "empty", "gone"])
-def test_a_damaged_graph(copy: Path, damage: str) -> None:
-    path = variant(copy) / "stage-1.onnx"
+def test_a_damaged_graph(copy: Path, name: str, damage: str) -> None:
+    """Is said when the run is loaded, whichever graph will be needed."""
+    path = variant(copy) / f"{name}.onnx"
     data = path.read_bytes()
     if damage == "gone":
         path.unlink()
-        with pytest.raises(RunError, match=r"is damaged: it has no stage-1\.onnx; run `offramp export` again"):
+        with pytest.raises(RunError, match=rf"is damaged: it has no {name}\.onnx; run `offramp export` again"):
             load(copy)
         return
     path.write_bytes({"cut": data[:-100], "changed": data[:-1] + bytes([data[-1] ^ 1]), "empty": b""}[damage])
-    with pytest.raises(RunError, match=r"stage-1\.onnx is not the file that was exported .*`offramp export` again"):
+    with pytest.raises(RunError, match=rf"{name}\.onnx is not the file that was exported .*`offramp export` again"):
         load(copy)
 
 
@@ -267,7 +293,7 @@ def test_a_graph_that_onnxruntime_refuses(copy: Path) -> None:
     path.write_bytes(b"abc")
     manifest.write_text(said)
     with pytest.raises(RunError, match=r"onnxruntime [\d.]+ cannot load .*stage-0\.onnx .*: run `offramp export`"):
-        load(copy)
+        load(copy)(["a gem", "the town"])
 
 
 def test_a_newer_format(copy: Path) -> None:
@@ -360,7 +386,7 @@ def test_a_variant_is_replaced_whole(copy: Path, monkeypatch: pytest.MonkeyPatch
     assert exporting.export_onnx(copy, exits=[2], threads=1).left_out == (1,)
     assert [stage.layers for stage in read_manifest(variant(copy, "float32")).stages] == [2, 3]
     assert sorted(path.name for path in variant(copy, "float32").iterdir()) == [
-        "manifest.json", "stage-0.onnx", "stage-1.onnx",
+        "manifest.json", "single.onnx", "stage-0.onnx", "stage-1.onnx",
     ]  # fmt: skip
 
 

@@ -3,6 +3,8 @@
 ``predict`` is a loop around it, a server is another. It knows a runtime only through ``embed``, ``run``, ``exit`` and
 what it declares, and a criterion through ``start`` and ``step``; which batch runs when is the scheduler's business.
 
+A text alone in its batch goes through all stages in one call, where the runtime has one for the criterion.
+
 What the host needs to know of a row (its id, length, cap) is kept in numpy beside the runtime's arrays, so that
 one stage costs one transfer: who leaves, and with which answer.
 """
@@ -14,20 +16,20 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 from array_api_compat import array_namespace, device
 
-from offramp.criteria.base import Criterion
+from offramp.criteria.base import Criterion, Scored, score_name
 from offramp.engine.lanes import Lanes
 from offramp.engine.scheduler import Scheduler
 from offramp.engine.units import Finished, KnobsFor, Unit, check_fits, decide, resolve_knobs, to_host
 from offramp.errors import DataError, KnobError, OfframpError
 from offramp.inputs.batching import pad
 from offramp.inputs.packing import keep, merge, trim
-from offramp.runtimes.base import Runtime
+from offramp.runtimes.base import RunsSingle, Runtime
 from offramp.types import Array, Batch, Decision, Knobs, Stage, State
 
 __all__ = ["Counts", "Engine"]
@@ -111,6 +113,7 @@ class Engine:
         self._lock = threading.Lock()  # around all but computing: steps may be taken by several threads
         self._runtime, self._criterion, self._pad_token, self._max_rows = runtime, criterion, pad_token, max_rows
         self._stages = runtime.info.stages
+        self._runs_single = isinstance(criterion, Scored) and runtime.info.single == score_name(criterion)
         self._scheduler = Scheduler(
             len(self._stages),
             max_rows=max_rows,
@@ -193,6 +196,8 @@ class Engine:
                 return []
             inputs = [self._inputs.pop(unit) for unit in work.ids] if work.stage == 0 else []
             parked = self._take(work.stage, work.ids) if work.stage else []
+        if self._runs_single and len(inputs) == 1 and inputs[0][1]["max_layers"] >= self._stages[-1].layers:
+            return [self._in_one_call(*inputs[0])]
         stage = self._stages[work.stage]
         rows = _fit(_merge(parked)) if parked else self._admit(inputs)
         all_go_on = self._nobody_leaves(stage, rows)
@@ -214,6 +219,18 @@ class Engine:
             Finished(int(rows.ids[row]), answers[row].copy(), stage.layers, int(rows.executed[row]), stage.index)
             for row in np.flatnonzero(leave)
         ]
+
+    def _in_one_call(self, unit: Unit, knobs: Mapping[str, float]) -> Finished:
+        """Answer a text that is alone."""
+        inputs = pad([unit.encoded], [unit.id], pad_token=self._pad_token, token_types=bool(self._token_types))
+        answer, left = cast("RunsSingle", self._runtime).run_single(inputs, knobs["threshold"])
+        stage = self._stages[left]
+        with self._lock:
+            self.counts.batches[: left + 1] += 1
+            self.counts.rows[: left + 1] += 1
+            self.counts.tokens[: left + 1] += len(unit.encoded.tokens)
+            self.counts.padded_tokens[: left + 1] += len(unit.encoded.tokens)
+        return Finished(unit.id, to_host(answer)[0], stage.layers, stage.layers, left)
 
     def _compute(self, stage: Stage, rows: _Rows) -> None:
         """Run the layers of a stage."""

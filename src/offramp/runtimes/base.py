@@ -8,7 +8,7 @@ from typing import Protocol
 
 from offramp.types import Array, Batch, ExitOutput, ProblemType, Stage
 
-__all__ = ["Runtime", "RuntimeInfo"]
+__all__ = ["RunsSingle", "Runtime", "RuntimeInfo"]
 
 Memory = Mapping[str, Array]
 """What heads remember of each unit between exits: name -> array whose first axis is the unit."""
@@ -32,6 +32,8 @@ class RuntimeInfo:
     """Exits read what exits before them left in memory, so that none can be skipped."""
     full_layers: int | None = None
     """Layers of the full-depth model, where smaller models run before it; None: what the last exit costs."""
+    single: str = ""
+    """The score (``criteria.base.score_name``) by which ``run_single`` answers a text; empty: it cannot."""
 
     @property
     def num_layers(self) -> int:
@@ -63,3 +65,18 @@ class Runtime(Protocol):
 
     def exit(self, stage: Stage, hidden: Array, batch: Batch, memory: Memory) -> tuple[ExitOutput, Memory]:
         """What the exit at the end of a stage says."""
+
+
+class RunsSingle(Protocol):
+    """What a runtime can do besides, where its info names a score: answer a text alone in one call."""
+
+    def run_single(self, inputs: Mapping[str, Array], threshold: float) -> tuple[Array, int]:
+        """All stages up to the first early exit whose score is below a threshold, or to the last.
+
+        Args:
+            inputs: of one text, as for ``embed``.
+            threshold: to leave below.
+
+        Returns:
+            Its logits [1, C], and the index of the stage where it left: what ``run`` and ``exit`` would have said.
+        """

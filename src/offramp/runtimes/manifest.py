@@ -17,12 +17,18 @@ from offramp.errors import RunError
 from offramp.runtimes.base import RuntimeInfo
 from offramp.types import ProblemType, Stage
 
-__all__ = ["FILE", "FORMAT", "Graph", "Manifest", "StageEntry", "check_files", "read_bytes", "read_manifest"]
+__all__ = [
+    "EXIT", "FILE", "FORMAT", "THRESHOLD", "Graph", "Manifest", "Single", "StageEntry", "check_files", "read_bytes",
+    "read_manifest",
+]  # fmt: skip
 
 FORMAT = 1
 """Of manifest.json; a reader refuses what is newer than itself."""
 
 FILE = "manifest.json"
+
+THRESHOLD, EXIT = "threshold", "exit"
+"""What a graph of all stages reads besides a text, and gives besides its answer: the stage where the text left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +62,16 @@ class StageEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Single:
+    """All stages as one graph, for a text alone."""
+
+    graph: Graph
+    """Reads tokens and ``threshold``; gives ``logits`` and ``exit``."""
+    score: str
+    """What is held against the threshold (``criteria.base.score_name``)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """One exported variant of a run."""
 
@@ -74,6 +90,8 @@ class Manifest:
     """Every early exit's extras -> their width (0: one number a text). Scores of criteria are among them."""
     remembers: bool = False
     full_layers: int | None = None
+    single: Single | None = None
+    """None: the stages are all there is."""
     left_out: tuple[int, ...] = ()
     """Layers after which the model has an exit that this export leaves out."""
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
@@ -112,6 +130,7 @@ class Manifest:
             extras=dict(self.extras),
             remembers=self.remembers,
             full_layers=self.full_layers,
+            single="" if self.single is None else self.single.score,
         )
 
     def to_json(self) -> str:
@@ -147,6 +166,8 @@ def _manifest(value: dict[str, Any]) -> Manifest:
     if not known["stages"]:
         raise ValueError("it has no stages")
     known["left_out"] = tuple(known.get("left_out", ()))
+    if (single := known.get("single")) is not None:
+        known["single"] = Single(graph=_graph(single["graph"]), score=str(single["score"]))
     return Manifest(**known)
 
 

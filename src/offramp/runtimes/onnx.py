@@ -1,11 +1,12 @@
 """ONNX Runtime: exported stages on a CPU, without torch.
 
 Hidden states between stages are numpy arrays. Before the first stage they are the tokens themselves: the embedding
-is part of its graph.
+is part of its graph. A text alone can go through all stages in one call, where the export has a graph for that.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,14 @@ from offramp.errors import RunError
 from offramp.runtimes.base import Memory, RuntimeInfo
 from offramp.runtimes.cpu import check_lanes, check_threads, warn_of_slow_int8
 from offramp.runtimes.exported import Said, feeds, output_of, tokens_of, variant
-from offramp.runtimes.manifest import Graph, Manifest, read_bytes, read_manifest
+from offramp.runtimes.manifest import EXIT, Graph, Manifest, check_files, read_manifest
 from offramp.types import Array, Batch, ExitOutput, Stage
 
 __all__ = ["OnnxRuntime", "open_session"]
 
 
 class OnnxRuntime:
-    """Runs one exported variant.
+    """Runs one exported variant. Every graph is opened when it is first needed.
 
     Args:
         folder: with manifest.json and graphs.
@@ -44,10 +45,12 @@ class OnnxRuntime:
         self.threads = threads // check_lanes(lanes, threads)
         self.manifest: Manifest = read_manifest(folder)
         self._info = self.manifest.info
-        self._layers = [self._load(folder, stage.layers_graph) for stage in self.manifest.stages]
+        stages, single = self.manifest.stages, self.manifest.single
+        self._layers = [_Opened(folder, stage.layers_graph, self.threads) for stage in stages]
         self._exits = [
-            None if stage.exit_graph is None else self._load(folder, stage.exit_graph) for stage in self.manifest.stages
+            None if stage.exit_graph is None else _Opened(folder, stage.exit_graph, self.threads) for stage in stages
         ]
+        self._single = None if single is None else _Opened(folder, single.graph, self.threads, rests=False)
         self._said = Said()
         warn_of_slow_int8(self._info.dtype)
 
@@ -84,8 +87,8 @@ class OnnxRuntime:
 
     def run(self, stage: Stage, hidden: Array, batch: Batch, active: Array | None = None) -> Array:
         """The layers of one stage, and its exit with them; after the last, hidden states of width 0."""
-        graph = self.manifest.stages[stage.index].layers_graph
-        said = self._call(self._layers[stage.index], graph, hidden, batch, {})
+        opened = self._layers[stage.index]
+        said = self._call(opened, feeds(opened.graph, hidden, batch, {}))
         after = said.pop("hidden", None)
         if after is None:
             after = np.zeros((*batch.tokens.shape, 0), dtype=np.float32)
@@ -99,35 +102,76 @@ class OnnxRuntime:
         Raises:
             ValueError: ``run`` did not return this array: a copy of it, or a part, was never asked about.
         """
-        session, entry = self._exits[stage.index], self.manifest.stages[stage.index]
-        if session is not None:
-            assert entry.exit_graph is not None
-            said = self._call(session, entry.exit_graph, hidden, batch, memory)
-        else:
-            said = self._said.of(hidden)
-        output, left = output_of(said)
-        return output, left if session is not None else memory
+        opened = self._exits[stage.index]
+        if opened is None:
+            return output_of(self._said.of(hidden))[0], memory
+        return output_of(self._call(opened, feeds(opened.graph, hidden, batch, memory)))
 
-    def _call(
-        self, session: Any, graph: Graph, hidden: Array, batch: Batch, memory: Memory
-    ) -> dict[str, npt.NDArray[Any]]:
-        given = feeds(graph, hidden, batch, memory)
-        return dict(zip(graph.outputs, session.run(None, given), strict=True))
+    def run_single(self, inputs: Mapping[str, Array], threshold: float) -> tuple[Array, int]:
+        """One text through all stages in one call; see ``runtimes.base.RunsSingle``."""
+        assert self._single is not None
+        hidden, batch = tokens_of(inputs)
+        given = feeds(self._single.graph, hidden, batch, {}, threshold=_at_least(threshold))
+        said = self._call(self._single, given)
+        return said["logits"], int(said[EXIT][0])
 
-    def _load(self, folder: Path, graph: Graph) -> Any:
-        data = read_bytes(folder, graph)
+    def _call(self, opened: _Opened, given: Mapping[str, Array]) -> dict[str, npt.NDArray[Any]]:
+        return dict(zip(opened.graph.outputs, opened.session.run(None, given), strict=True))
+
+
+def _at_least(threshold: float) -> npt.NDArray[np.float32]:
+    """The least float32 that is no smaller: a score, being one itself, is below both or below neither."""
+    near = np.float32(threshold)
+    return np.asarray(near if float(near) >= threshold else np.nextafter(near, np.float32(np.inf)))
+
+
+class _Opened:
+    """A graph's session, from when it is first asked for.
+
+    Args:
+        folder: of the export.
+        graph: its file is read now: what was cut short or damaged is said before the first text.
+        threads: of each operator.
+        rests: its threads stop at the end of a call, since other graphs' threads are about to work.
+
+    Raises:
+        RunError: the file is absent, or not the one that was exported.
+    """
+
+    def __init__(self, folder: Path, graph: Graph, threads: int, *, rests: bool = True) -> None:
+        self.graph, self._threads, self._rests = graph, threads, rests
+        self._path = check_files(folder, graph)
+        self._lock = threading.Lock()
+        self._session: Any = None
+
+    @property
+    def session(self) -> Any:
+        """The session.
+
+        Raises:
+            RunError: ONNX Runtime cannot load the graph.
+        """
+        with self._lock:
+            if self._session is None:
+                self._session = self._open()
+        return self._session
+
+    def _open(self) -> Any:
         try:
-            return open_session(data, threads=self.threads)
+            return open_session(self._path.read_bytes(), threads=self._threads, rests=self._rests)
         except Exception as error:  # onnxruntime's errors share no class but this one
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise RunError(
-                f"onnxruntime {onnxruntime.__version__} cannot load {folder / graph.file} ({reason}): "
+                f"onnxruntime {onnxruntime.__version__} cannot load {self._path} ({reason}): "
                 "run `offramp export` again with this version"
             ) from error
 
 
-def open_session(graph: bytes, *, threads: int) -> Any:
-    """A session that runs a graph as it is: what pays was fused when it was exported, what does not was left alone."""
+def open_session(graph: bytes, *, threads: int, rests: bool = True) -> Any:
+    """A session that runs a graph as it is: what pays was fused when it was exported, what does not was left alone.
+
+    ``rests``: its threads stop at the end of a call.
+    """
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
@@ -135,6 +179,7 @@ def open_session(graph: bytes, *, threads: int) -> Any:
     # Threads that sleep between the operators of a text take as long to wake as the operators to compute; those that
     # went on spinning after it would stand in the way of the next stage's.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if rests:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

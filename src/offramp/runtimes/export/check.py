@@ -17,6 +17,7 @@ from torch import Tensor
 
 from offramp.criteria.base import Criterion
 from offramp.engine.record import record
+from offramp.engine.reference import reference
 from offramp.errors import UnsupportedError
 from offramp.inputs.batching import pad
 from offramp.inputs.tokens import Encoded
@@ -134,11 +135,41 @@ def agreement(reading: Reading, torch_trace: Trace, live: Sequence[int], runtime
 
     Returns:
         ``labels`` (by exit) and ``exits``: shares of texts alike; ``largest_difference`` of a logit; and the same
-        under ``batch_1``: batches of 32 beside texts alone.
+        under ``batch_1``: batches of 32 beside texts alone. Where the runtime answers texts alone in one call, under
+        ``single`` the ``largest_difference`` of a logit from that of the stages.
+
+    Raises:
+        UnsupportedError: a text alone is answered otherwise in one call than by the stages.
     """
     expected = torch_trace.at_exits(live)
     together, alone = reading.trace(runtime, 32), reading.trace(runtime, 1)
-    return _beside(reading, expected, together) | {"batch_1": _beside(reading, together, alone)}
+    said = _beside(reading, expected, together) | {"batch_1": _beside(reading, together, alone)}
+    if runtime.info.single:
+        said["single"] = {"largest_difference": _single_error(reading, runtime)}
+    return said
+
+
+def _single_error(reading: Reading, runtime: Any) -> float:
+    """Largest difference of a logit between the one graph and the stages: where texts leave, and at the last exit."""
+    assert reading.criterion is not None
+    knob, worst = reading.criterion.knobs["threshold"], 0.0
+    for threshold in ((reading.knobs or {}).get("threshold", knob.default), knob.low):
+        expected = reference(runtime, reading.criterion, reading.texts, {"threshold": threshold})
+        for text, one in zip(reading.texts, expected, strict=True):
+            inputs = pad([text], [one.id], pad_token=reading.pad_token, token_types=text.token_types is not None)
+            logits, place = runtime.run_single(inputs, threshold)
+            if place != one.exit_index:
+                raise UnsupportedError(
+                    "texts alone leave elsewhere in the graph of all stages than stage by stage: nothing was written; "
+                    "serve this run with torch"
+                )
+            worst = max(worst, _difference(one.answer, np.asarray(logits)[0]))
+    if not worst <= TOLERANCE:
+        raise UnsupportedError(
+            f"the graph of all stages differs from them by {worst:.2g}, more than {TOLERANCE:g}: nothing was written; "
+            "serve this run with torch"
+        )
+    return worst
 
 
 def _beside(reading: Reading, one: Trace, other: Trace) -> dict[str, Any]:

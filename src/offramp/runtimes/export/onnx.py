@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,17 @@ from offramp.runtimes.export.check import stage_errors
 from offramp.runtimes.export.fuse import fuse
 from offramp.runtimes.export.graph import OUT
 from offramp.runtimes.export.quantise import INVARIANT, KINDS, Kind, Range, activations, quantise
+from offramp.runtimes.export.single import single_graph, single_score
 from offramp.runtimes.export.source import Exits, Source, checked, described, graphs_of, keep_whole, open_source, placed
-from offramp.runtimes.manifest import FILE, Graph, Manifest
+from offramp.runtimes.manifest import FILE, Graph, Manifest, Single
 from offramp.runtimes.onnx import OnnxRuntime, open_session
 from offramp.traces.files import write_atomically
 
 __all__ = ["export_onnx"]
 
 _BATCH = 16
+_LARGEST = 2_000_000_000
+"""Bytes of a graph: what protobuf can write."""
 
 
 def export_onnx(
@@ -62,19 +66,22 @@ def export_onnx(
     source = open_source(folder, exits, texts)
     dtype = "float32" if int8 is None else "int8"
     with placed(source.run.folder / "onnx" / dtype) as staging:
-        exact = _write(staging / "exact", source, graphs_of(source, "marked", fuse), None)
-        errors = stage_errors(source.plans, OnnxRuntime(staging / "exact", threads=threads), source.reading)
-        made, kept = exact, staging / "exact"
+        graphs, kept = graphs_of(source, "marked", fuse), staging / "exact"
+        made = _write(kept, source, graphs, None, single=int8 is None)
+        errors = stage_errors(source.plans, OnnxRuntime(kept, threads=threads), source.reading)
         if int8 is not None:
-            kept = staging / "made"
-            made = _write(kept, source, _quantised(staging / "exact", source, exact, int8, threads), int8)
+            ranges = _ranges(kept, source, made, threads) if int8 == "static" else {}
+            graphs, kept = _quantised(graphs, int8, ranges), staging / "made"
+            made = _write(kept, source, graphs, int8, single=True)
         manifest = checked(kept, source, made, errors, OnnxRuntime(kept, threads=threads))
         keep_whole(staging, kept)
     return manifest
 
 
-def _write(folder: Path, source: Source, graphs: Mapping[str, onnx.ModelProto], kind: Kind | None) -> Manifest:
-    """Graphs and a manifest that says nothing of checks yet."""
+def _write(
+    folder: Path, source: Source, graphs: Mapping[str, onnx.ModelProto], kind: Kind | None, *, single: bool
+) -> Manifest:
+    """Graphs, with ``single`` the one of all stages too, and a manifest that says nothing of checks yet."""
     folder.mkdir()
     manifest = described(
         source,
@@ -84,8 +91,21 @@ def _write(folder: Path, source: Source, graphs: Mapping[str, onnx.ModelProto], 
         batch_invariant=kind is None or INVARIANT[kind],
         versions={"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
     )
+    if single:
+        manifest = replace(manifest, single=_single(folder, source, graphs))
     write_atomically(folder / FILE, manifest.to_json().encode())
     return manifest
+
+
+def _single(folder: Path, source: Source, graphs: Mapping[str, onnx.ModelProto]) -> Single | None:
+    """All stages as one graph, where every one goes on from the one before it and a file can hold them all."""
+    if any(plan.exit is not None or plan.stage.starts_from == "inputs" for plan in source.plans):
+        return None
+    if sum(graph.ByteSize() for graph in graphs.values()) > _LARGEST:
+        return None
+    stages = [graphs[f"stage-{place}"] for place in range(len(source.plans))]
+    score = single_score(source.reading.criterion, stages)
+    return None if score is None else Single(graph=_file(folder, "single", single_graph(stages, score)), score=score)
 
 
 def _file(folder: Path, name: str, graph: onnx.ModelProto) -> Graph:
@@ -100,14 +120,13 @@ def _file(folder: Path, name: str, graph: onnx.ModelProto) -> Graph:
     )
 
 
-def _quantised(folder: Path, source: Source, exact: Manifest, kind: Kind, threads: int) -> dict[str, onnx.ModelProto]:
-    ranges = _ranges(folder, source, exact, threads) if kind == "static" else {}
-    made = {}
-    for place, entry in enumerate(exact.stages):
-        graph = onnx.load(folder / entry.layers_graph.file)
-        made[f"stage-{place}"] = quantise(graph, kind, ranges.get(place))
-        if entry.exit_graph is not None:
-            made[f"exit-{place}"] = onnx.load(folder / entry.exit_graph.file)
+def _quantised(
+    graphs: Mapping[str, onnx.ModelProto], kind: Kind, ranges: Mapping[int, Mapping[str, Range]]
+) -> dict[str, onnx.ModelProto]:
+    """The layers in int8; exits that stand apart stay as they are."""
+    made = dict(graphs)
+    for place, name in enumerate(name for name in graphs if name.startswith("stage-")):
+        made[name] = quantise(graphs[name], kind, ranges.get(place))
     return made
 
 
