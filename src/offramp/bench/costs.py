@@ -8,33 +8,32 @@ from collections.abc import Sequence
 import numpy as np
 
 from offramp.bench.exit_choice import Costs
-from offramp.criteria import make
+from offramp.criteria import Scored
 from offramp.engine.units import Unit
 from offramp.inputs.tokens import Encoded
 from offramp.pipeline import Classifier, Setting
 
 __all__ = ["measure_costs"]
 
-_NOBODY = 1e-9
-"""A threshold that no entropy is below, so that every exit is asked and nobody leaves."""
 _MOST = 256
 """Texts, spread over those given."""
 
 
 def measure_costs(
-    every: Classifier, full: Classifier, encoded: Sequence[Encoded], *, max_rows: int, repeats: int
+    every: Classifier, full: Classifier, rule: Scored, encoded: Sequence[Encoded], *, max_rows: int, repeats: int
 ) -> Costs:
     """Time a model with all its exits, nobody leaving, against the same at full depth without any.
 
     Args:
         every: with every exit.
         full: without early exits, on the same runtime.
+        rule: that exits are asked by.
         encoded: texts.
         max_rows: of a batch.
         repeats: timings of each, interleaved, after one that does not count; medians are taken.
     """
     texts = encoded[:: max(1, len(encoded) // _MOST)][:_MOST]
-    asked = Setting(make("entropy"), {"threshold": _NOBODY}, "costs")
+    asked = Setting(rule, {"threshold": rule.knobs["threshold"].low}, "costs")
     whole = full.setting(full_depth=True)
     seconds: dict[str, list[float]] = {"asked": [], "whole": []}
     for number in range(repeats + 1):

@@ -43,6 +43,7 @@ VARIANTS = (
     Variant("onnx-float32", "ONNX Runtime fp32", "onnx", "float32"),
     Variant("onnx-int8", "ONNX Runtime int8", "onnx", "int8", "rows"),
     Variant("onnx-static", "ONNX Runtime static int8", "onnx", "int8", "static"),
+    Variant("onnx-dynamic", "ONNX Runtime dynamic int8", "onnx", "int8", "dynamic"),
     Variant("openvino-float32", "OpenVINO fp32", "openvino", "float32"),
     Variant("openvino-bfloat16", "OpenVINO bf16", "openvino", "bfloat16"),
     Variant("openvino-int8", "OpenVINO int8", "openvino", "int8", "static"),

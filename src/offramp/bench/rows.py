@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from offramp.bench.speed import SCENARIOS, ways
 from offramp.bench.worker import Failure, Load, in_a_process
 from offramp.calibration.points import read_points
 from offramp.criteria import Scored, make
-from offramp.errors import UnsupportedError
+from offramp.errors import KnobError, UnsupportedError
 from offramp.inputs.tokens import Text, Tokenizer
 from offramp.run import Run
 from offramp.traces.trace import Trace
@@ -51,6 +51,9 @@ class Bench:
     labels: npt.NDArray[np.int64]
     work: Path
     """Where graphs are written; what is there is made anew."""
+    criterion: str | None = None
+    """By which rows with exits leave; None: the run's own, or entropy where that is none that holds one number of each
+    exit against a threshold."""
     max_lost: Sequence[float] = (0.5, 1.0)
     """Points that rows with exits may lose."""
     rows: Sequence[str] = ()
@@ -67,6 +70,28 @@ class Bench:
     def wants(self, name: str) -> bool:
         """Whether a row takes part."""
         return not self.rows or any(name.startswith(prefix) for prefix in self.rows)
+
+    @property
+    def rule(self) -> Scored:
+        """The criterion.
+
+        Raises:
+            KnobError: it is none of that kind.
+        """
+        if self.criterion is not None:
+            rule = make(self.criterion)
+            if not isinstance(rule, Scored) or rule.by_exit:
+                raise KnobError(
+                    f"bench takes criteria with a threshold for one number, such as entropy, not {rule.name}"
+                )
+            return rule
+        points = read_points(self.run)
+        own = make(points[0].criterion, **points[0].settings) if points else None
+        if isinstance(own, Scored) and not own.by_exit:
+            return own
+        entropy = make("entropy")
+        assert isinstance(entropy, Scored)
+        return entropy
 
     @property
     def load(self) -> Load:
@@ -250,25 +275,27 @@ class _Ours:
         name, label = _lost_name(lost, scenario), f"at most {lost:g} points lost"
         if isinstance(survey, Failure):
             return self._job(name, label, "exits", [], scenarios=(scenario,)), survey
-        trace, costs = survey
+        trace, costs = survey[scenario]
         choice = choose_exits(
-            trace, reference, _rules(self._bench.run, trace), costs[scenario], max_lost=lost,
-            splits=self._bench.splits, seed=self._bench.seed,
+            trace, reference, [self._bench.rule], costs, max_lost=lost, splits=self._bench.splits,
+            seed=self._bench.seed,
         )  # fmt: skip
         exits = list(choice.layers)
         job = self._job(name, label, "exits", exits, scenarios=(scenario,), point=choice.point)
         made = self._make(job)
         if isinstance(made, Failure):
             return job, made
-        return job, {**made, **_chosen(choice, costs[scenario], lost)}
+        return job, {**made, **_chosen(choice, costs, lost)}
 
     def _job(
         self, name: str, label: str, group: Any, exits: Any, *, scenarios: Sequence[str] | None = None, **settings: Any
     ) -> Job:
         slug = "all" if exits == "all" else "-".join(map(str, exits)) or "none"
+        rule = self._bench.rule
         given = {
             "variant": self._variant.name,
             "exits": exits,
+            "rule": {"criterion": rule.name, "settings": asdict(rule)},
             "texts": self._load.sample,
             **settings,
         }
@@ -293,16 +320,6 @@ class _Ours:
         return self._ready[job.folder]
 
 
-def _rules(run: Path, trace: Trace) -> list[Scored]:
-    """The run's own criterion where a score can be read off the trace, else entropy."""
-    points = read_points(run)
-    rules = [make(points[0].criterion, **points[0].settings)] if points else []
-    usable = [rule for rule in rules if isinstance(rule, Scored) and rule.needs <= trace.gives(0)]
-    entropy = make("entropy")
-    assert isinstance(entropy, Scored)
-    return usable or [entropy]
-
-
 def _chosen(choice: ExitChoice, costs: Costs, lost: float) -> dict[str, Any]:
     return {
         "max_lost": lost,
@@ -313,24 +330,27 @@ def _chosen(choice: ExitChoice, costs: Costs, lost: float) -> dict[str, Any]:
     }
 
 
-def _survey(every: Job, full: Job, load: Load, labels: Any) -> tuple[Trace, dict[str, Costs]]:
-    """What every exit says of the texts, and what layers and exits cost in each scenario."""
+def _survey(every: Job, full: Job, load: Load, labels: Any) -> dict[str, tuple[Trace, Costs]]:
+    """Of each scenario: what every exit says of the texts, and what layers and exits cost."""
     from offramp.bench.costs import measure_costs
-    from offramp.bench.deployments.ours import open_run, variant_of
+    from offramp.bench.deployments.ours import open_run, rule_of, variant_of
     from offramp.engine.record import record
 
-    variant = variant_of(every.settings)
+    variant, rule = variant_of(every.settings), rule_of(every.settings)
     classifier = open_run(every.folder, variant, Way(load.threads))
     encoded = _tokenizer(load).encode(load.texts)
-    trace = record(
-        classifier.runtime, encoded, pad_token=classifier.tokenizer.pad_token, id2label=classifier.run.id2label,
-        labels=labels, batch_size=load.max_rows,
-    )  # fmt: skip
-    costs = {}
+    traces: dict[int, Trace] = {}
+    found = {}
     for scenario, rows in zip(SCENARIOS, (load.max_rows, 1), strict=True):
+        batch = load.max_rows if classifier.runtime.info.batch_invariant else rows
+        if batch not in traces:
+            traces[batch] = record(
+                classifier.runtime, encoded, pad_token=classifier.tokenizer.pad_token,
+                id2label=classifier.run.id2label, labels=labels, batch_size=batch,
+            )  # fmt: skip
         each = []
         for way in ways(every, scenario, load.threads):
             asked, whole = (open_run(job.folder, variant, way) for job in (every, full))
-            each.append(measure_costs(asked, whole, encoded, max_rows=rows, repeats=_SEVERAL))
-        costs[scenario] = min(each, key=lambda one: one.layer)  # the way it will most likely be served
-    return trace, costs
+            each.append(measure_costs(asked, whole, rule, encoded, max_rows=rows, repeats=_SEVERAL))
+        found[scenario] = traces[batch], min(each, key=lambda one: one.layer)  # the way it will most likely be served
+    return found

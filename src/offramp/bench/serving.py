@@ -37,7 +37,7 @@ def run_bench(bench: Bench, *, say: Callable[[str], None] = lambda line: None) -
         raise DataError(f"{len(bench.texts)} texts are too few to choose on one half and score on the other: give 100")
     bench.work.mkdir(parents=True, exist_ok=True)
     _check_rows(bench)
-    load = bench.load
+    rule, load = bench.rule, bench.load
     reference, whose = reference_of(bench, load)
     ready = peer_rows(bench, load, say) + our_rows(bench, load, reference, say)
     going = [job for job, made in ready if not isinstance(made, Failure)]
@@ -51,7 +51,7 @@ def run_bench(bench: Bench, *, say: Callable[[str], None] = lambda line: None) -
         },
         "settings": {
             "rounds": bench.rounds, "threads": bench.threads, "max_rows": bench.max_rows, "splits": bench.splits,
-            "seed": bench.seed, "max_length": load.max_length, "max_lost": list(bench.max_lost),
+            "seed": bench.seed, "criterion": rule.name, "max_length": load.max_length, "max_lost": list(bench.max_lost),
         },
         "reference": {"of": whose, "accuracy": float(reference.mean())},
         "fastest_peer": {scenario: _fastest_peer(rows, scenario) for scenario in bench.scenarios},

@@ -48,6 +48,10 @@ def bench(
     max_lost: Annotated[
         str, typer.Option(metavar="X,Y", help="Points of accuracy that rows with exits may lose.")
     ] = "0.5,1",
+    criterion: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What rows with exits leave by, such as entropy; by default the run's own."),
+    ] = None,
     rounds: Annotated[int, typer.Option(metavar="N", help="Rounds of the clock, interleaved.", min=1)] = 7,
     single: Annotated[int, typer.Option(metavar="N", help="Texts of SingleStream, spread over the data.", min=1)] = 200,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the halves that are chosen and scored on.")] = 0,
@@ -92,7 +96,7 @@ def bench(
         plan = Bench(
             run=run, plain=plain or run, texts=examples.texts, labels=examples.labels, work=Path(work),
             max_lost=_numbers(max_lost), rows=[] if rows is None else rows.split(","), scenarios=_scenarios(scenarios),
-            rounds=rounds, threads=threads, max_rows=batch_size, single=single, seed=seed,
+            criterion=criterion, rounds=rounds, threads=threads, max_rows=batch_size, single=single, seed=seed,
         )  # fmt: skip
         result = run_bench(plan, say=_say)
     setup = {"data": Path(data).name, "recipe": classifier.run.recipe}

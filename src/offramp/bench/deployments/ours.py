@@ -11,7 +11,8 @@ import numpy as np
 
 from offramp.bench.deployments.base import Floats, Way, answered
 from offramp.bench.export import VARIANTS, Variant, export_run
-from offramp.criteria import make
+from offramp.calibration.points import OperatingPoint, write_points
+from offramp.criteria import Scored, make
 from offramp.engine.engine import Counts
 from offramp.engine.units import Finished, Unit
 from offramp.inputs.batching import pad
@@ -19,21 +20,22 @@ from offramp.inputs.tokens import Encoded
 from offramp.pipeline import Classifier, Setting, load
 from offramp.runtimes.base import RuntimeInfo
 
-__all__ = ["open_run", "prepare", "serve", "variant_of"]
+__all__ = ["open_run", "prepare", "rule_of", "serve", "variant_of"]
 
-_FILES = ("config.json", "model.safetensors", "operating_points.json", "tokenizer.json", "tokenizer_config.json")
+_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 """Of a run folder, without which it cannot be served."""
 
 
 def prepare(model: Path, folder: Path, texts: Sequence[Encoded], settings: Mapping[str, Any]) -> dict[str, Any]:
     """A run folder with one export in it.
 
-    ``settings``: ``variant`` (a name in ``bench.export``), ``exits`` (layers, or "all"), ``texts`` (for ranges, and to
-    measure agreement on).
+    ``settings``: ``variant`` (a name in ``bench.export``), ``exits`` (layers, or "all"), ``rule`` (criterion and
+    settings, that exits are asked by), ``texts`` (for ranges, and to measure agreement on).
     """
     for name in _FILES:
         if (model / name).is_file():
             shutil.copyfile(model / name, folder / name)
+    write_points(folder, [OperatingPoint(name="benchmark", **settings["rule"])])
     variant = variant_of(settings)
     if variant.runtime == "torch":
         return {"megabytes": (folder / "model.safetensors").stat().st_size / 1e6}
@@ -71,6 +73,13 @@ def open_run(folder: Path, variant: Variant, way: Way) -> Classifier:
 def variant_of(settings: Mapping[str, Any]) -> Variant:
     """What a row of ours runs on."""
     return next(variant for variant in VARIANTS if variant.name == settings["variant"])
+
+
+def rule_of(settings: Mapping[str, Any]) -> Scored:
+    """What a row of ours leaves by."""
+    rule = make(settings["rule"]["criterion"], **settings["rule"]["settings"])
+    assert isinstance(rule, Scored)
+    return rule
 
 
 class _WithEngine:
