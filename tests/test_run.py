@@ -45,6 +45,12 @@ def test_a_run_folder_is_read(tmp_path: Path) -> None:
     assert Run.open(str(tmp_path)) == run
 
 
+def test_class_names_that_transformers_leaves_out(tmp_path: Path) -> None:
+    """Two classes of no other name: config.json says nothing of them."""
+    config = {key: value for key, value in CONFIG.items() if key != "id2label"}
+    assert Run.open(write(tmp_path, config)).id2label == {0: "LABEL_0", 1: "LABEL_1"}
+
+
 def test_weights_in_several_files(tmp_path: Path) -> None:
     assert Run.open(write(tmp_path, weights="model-00001-of-00002.safetensors")).max_length == 17
 

@@ -34,6 +34,12 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 """Of the ``offramp`` section in config.json; a reader refuses what is newer than itself."""
 
+TRAINING_ROWS = "training_rows.safetensors"
+"""File of the hashes of the rows that a run was trained on."""
+
+DEFAULT_NAMES = {0: "LABEL_0", 1: "LABEL_1"}
+"""Class names where config.json has none: transformers writes them only where they are not these, its default."""
+
 _BUSY: set[Path] = set()
 """Folders that this process is replacing."""
 
@@ -95,7 +101,7 @@ class Run:
     @property
     def id2label(self) -> dict[int, str]:
         """Class names by id."""
-        return {int(key): str(name) for key, name in (self.config.get("id2label") or {}).items()}
+        return {int(key): str(name) for key, name in (self.config.get("id2label") or DEFAULT_NAMES).items()}
 
     @property
     def max_length(self) -> int:
@@ -110,18 +116,25 @@ class Run:
     @property
     def training_hashes(self) -> npt.NDArray[np.uint64]:
         """[N] hashes of the rows it was trained on; none where the folder does not say."""
-        path = self.folder / "training_rows.safetensors"
-        if not path.is_file():
-            return np.zeros(0, dtype=np.uint64)
-        try:
-            return load_file(path)["hashes"]
-        except (SafetensorError, KeyError) as error:
-            raise RunError(f"{path} is damaged: {error}") from None
+        path = self.folder / TRAINING_ROWS
+        return read_hashes(path) if path.is_file() else np.zeros(0, dtype=np.uint64)
 
     @property
     def uses_token_types(self) -> bool:
         """Whether the backbone reads segment ids."""
         return bool(self.section.get("token_types", False))
+
+
+def read_hashes(path: Path) -> npt.NDArray[np.uint64]:
+    """[N] hashes of training rows, from a run's file of them.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    try:
+        return load_file(path)["hashes"]
+    except (SafetensorError, KeyError) as error:
+        raise RunError(f"{path} is damaged: {error}") from None
 
 
 def weights_hash(folder: Path) -> str:

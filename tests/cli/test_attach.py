@@ -8,7 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from offramp.training import features
 
 Cli = Callable[..., Any]
 QUICK = ["--max_steps", "3", "--disable_tqdm", "true"]
@@ -43,6 +46,12 @@ def test_exits_from_a_log(cli: Cli, classifier: Path, log: Path, tmp_path: Path)
     done = cli("attach", classifier, "--data", log, "--out", out, *QUICK)
     assert done.status == 0, done
     assert done.err == f"offramp: {log}: no dev part, so 2 of 24 rows were held out as dev\n"
+    told = [line for line in done.out.splitlines() if line.startswith("epoch ")]
+    assert told
+    assert all("dev agreement with the model's own answers by exit: " in line for line in told)
+    card = (out / "README.md").read_text()
+    assert "agreement with the model's own answers" in card
+    assert "accuracy" not in done.out + card
     lines = [line for line in done.out.splitlines() if not line.startswith("epoch ")]
     assert lines[0] == f"Saved {out}. At full depth it answers as before."
     assert lines[1] == "There were no labels: exits learned from the model's own answers."
@@ -62,6 +71,105 @@ def test_labels_and_recipe(cli: Cli, classifier: Path, toy_data: Callable[..., s
     assert f"Saved {out}. It was fine-tuned: answers at full depth are new." in done.out
     assert "(confidence_fallback): accuracy" in done.out
     assert "own answers" not in done.out
+    assert "dev accuracy by exit: " in done.out
+    assert "| layers | accuracy on dev |" in (out / "README.md").read_text()
+
+
+def test_two_classes_without_names(
+    cli: Cli, plain_model: Callable[..., Any], tiny_encoder: str, tmp_path: Path
+) -> None:
+    """transformers leaves these names out of config.json: they are its default."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    out = tmp_path / "run"
+    plain_model("bert", num_labels=2).save_pretrained(tmp_path / "model")
+    assert "id2label" not in json.loads((tmp_path / "model" / "config.json").read_text())
+    for file in Path(tiny_encoder).glob("tokenizer*"):
+        shutil.copy(file, tmp_path / "model")
+    rows = [{"text": f"{('gem', 'dull')[n % 2]} of {n} people", "label": n % 2} for n in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert cli("attach", tmp_path / "model", "--data", tmp_path / "rows.jsonl", "--out", out, *QUICK).status == 0
+    assert cli("predict", out, "a charming film").lines[0]["label"] in ("LABEL_0", "LABEL_1")
+    assert cli("evaluate", out, "--data", tmp_path / "rows.jsonl", "--rounds", 0).status == 0
+    inputs = torch.arange(5, 13)[None]
+    before, after = (AutoModelForSequenceClassification.from_pretrained(path) for path in (tmp_path / "model", out))
+    assert all(torch.equal(value, after.state_dict()[name]) for name, value in before.state_dict().items())
+    with torch.no_grad():  # not to the bit: how a file is laid out in memory decides how one row is summed up
+        torch.testing.assert_close(after.eval()(inputs).logits, before.eval()(inputs).logits, rtol=0, atol=1e-5)
+
+
+def test_ctrl_c_while_texts_are_encoded_keeps_what_is_done(
+    cli: Cli, classifier: Path, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU that pass is nearly all of the time."""
+    words = ("attach", classifier, "--data", log, "--out", tmp_path / "run", *QUICK, "--per_device_eval_batch_size", 4)
+    monkeypatch.setattr(features, "PART", 8)
+    encode, seen = features._encode, list[int]()
+
+    def counted(*args: Any, stop: int = 10**6, **more: Any) -> Any:
+        if sum(seen) >= stop:
+            raise KeyboardInterrupt
+        seen.append(len(args[1]))
+        return encode(*args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "_encode", lambda *args, **more: counted(*args, stop=12, **more))
+        done = cli(*words)
+    assert done.status == 130
+    assert done.err.splitlines()[-1] == (
+        "offramp: interrupted: the same command with --resume goes on from the texts encoded so far"
+    )
+    assert (sum(seen), sorted(os.listdir(tmp_path))) == (12, ["log.jsonl", "run.training"])
+    seen.clear()
+    monkeypatch.setattr(features, "_encode", counted)
+    assert cli(*words, "--resume").status == 0
+    assert sum(seen) == 24 - 8  # the first part was whole
+    assert sorted(os.listdir(tmp_path)) == ["log.jsonl", "run"]
+
+
+def test_ctrl_c_before_any_text_is_encoded_leaves_nothing(
+    cli: Cli, classifier: Path, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(features, "_encode", stop)
+    done = cli("attach", classifier, "--data", log, "--out", tmp_path / "run", *QUICK)
+    assert (done.status, done.err.splitlines()[-1]) == (130, "offramp: interrupted")
+    assert os.listdir(tmp_path) == ["log.jsonl"]
+
+
+def test_exits_for_a_plain_run(
+    cli: Cli, make_plan: Callable[..., Any], toy_data: Callable[..., str], log: Path, tmp_path: Path
+) -> None:
+    from offramp.run import Run
+    from offramp.training.train import train
+
+    plain = train(make_plan(tmp_path / "plain", recipe="plain", max_length=24)).folder
+    out, rows = tmp_path / "run", Path(toy_data()) / "train.jsonl"
+    done = cli("attach", plain, "--data", log, "--out", out, *QUICK, "--report_to", "none")
+    assert done.status == 0, done
+    assert Run.open(out).max_length == 24  # or long texts would be read otherwise than before
+    assert len(Run.open(out).section["layers"] or [1, 2, 3]) == 3
+    found = [json.loads(line) for line in cli("predict", out, "a gem", "weird", "--full-depth").out.splitlines()]
+    before = [json.loads(line) for line in cli("predict", plain, "a gem", "weird", "--full-depth").out.splitlines()]
+    assert [row["label"] for row in found] == [row["label"] for row in before]
+    assert np.allclose([row["score"] for row in found], [row["score"] for row in before], atol=1e-6)
+    # What the plain run was trained on, its exits must not be calibrated on.
+    done = cli("calibrate", out, "--data", rows, "--max-risk", "0.5", "--confidence", "0.9")
+    assert "96 of 96 rows were trained on" in done.error
+
+
+def test_no_tokenizer(cli: Cli, mine: Path, log: Path, tmp_path: Path) -> None:
+    for file in mine.glob("tokenizer*"):
+        file.unlink()
+    done = cli("attach", mine, "--data", log, "--out", tmp_path / "run", *QUICK)
+    assert done.error == (
+        f"{mine} has no tokenizer, without which every word is unknown: save the model's own there, "
+        "AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER)"
+    )
+    assert sorted(os.listdir(tmp_path)) == ["log.jsonl", "model"]
 
 
 class Runs:

@@ -18,7 +18,14 @@ from transformers import AutoModelForSequenceClassification, BertForSequenceClas
 from offramp.errors import KnobError, RunError, UnsupportedError
 from offramp.model.backbone import cut
 from offramp.model.exits import ExitSettings, make_stages
-from offramp.model.modeling import add_exits, load_early_exit, load_plain, parameters_of
+from offramp.model.modeling import (
+    add_exits,
+    load_early_exit,
+    load_finetuned,
+    load_plain,
+    load_unfinished,
+    parameters_of,
+)
 from offramp.types import Stage
 
 FAMILIES = ("bert", "roberta", "distilbert", "albert", "electra", "mpnet", "deberta-v2", "modernbert")
@@ -344,6 +351,43 @@ def trap(saved: Path, tmp_path: Path) -> Path:
 def test_the_trap_works(trap: Path, tmp_path: Path) -> None:
     torch.load(trap / "pytorch_model.bin", weights_only=False)
     assert (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("layers", [(), (3,)])
+def test_a_run_with_no_exit_but_the_models_own_is_a_classifier(layers: Any, tiny_model: Make, tmp_path: Path) -> None:
+    model = tiny_model("bert", ExitSettings(layers=layers))
+    model.save_pretrained(tmp_path)
+    plain = load_finetuned(str(tmp_path))
+    assert type(plain) is BertForSequenceClassification
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in plain.state_dict().items())
+    assert [stage.layers for stage in add_exits(plain, ExitSettings()).stages] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (ExitSettings(), "has exits already"),
+        (ExitSettings(layers=(1,)), "has exits already"),
+        (ExitSettings(members=(1,)), "has exits already"),
+        (ExitSettings(layers=(), last_exit="head"), "answers with a head of offramp's own"),
+    ],
+)
+def test_other_runs_are_no_plain_classifiers(
+    settings: ExitSettings, said: str, tiny_model: Make, tmp_path: Path
+) -> None:
+    tiny_model("bert", settings).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedError, match=said):
+        load_finetuned(str(tmp_path))
+
+
+def test_weights_that_a_checkpoint_does_not_have_are_told(saved: Path) -> None:
+    assert load_unfinished(str(saved))[1] == set()
+    tensors = load_file(saved / "model.safetensors")
+    tensors |= {"classifier.bias": torch.zeros(5)}
+    del tensors["bert.pooler.dense.weight"]
+    save_file(tensors, saved / "model.safetensors", metadata={"format": "pt"})
+    _, made_up = load_unfinished(str(saved), ignore_mismatched_sizes=True)
+    assert made_up == {"classifier.bias", "bert.pooler.dense.weight"}
 
 
 @pytest.mark.parametrize("load", [load_early_exit, load_plain])

@@ -358,6 +358,119 @@ def test_an_adapter_is_merged(
     assert full_depth(run, TEXTS).shape == (4, 4)
 
 
+def rewrite(path: Path, drop: tuple[str, ...] = (), **more: Any) -> None:
+    """A file of weights without some and with others."""
+    weights = {key: value for key, value in load_file(path).items() if key not in drop}
+    save_file(weights | more, path, metadata={"format": "pt"})
+
+
+POOLER = ("bert.pooler.dense.weight", "bert.pooler.dense.bias")
+
+
+def test_an_adapter_whose_model_would_be_partly_random(
+    adapter: Path, finetuned: Any, unlabelled: Path, tmp_path: Path
+) -> None:
+    """A pretrained encoder often has no pooler, and PEFT saves the head alone."""
+    pytest.importorskip("peft")
+    base = Path(shutil.copytree(finetuned(), tmp_path / "base"))
+    rewrite(base / "model.safetensors", drop=POOLER)
+    settings = json.loads((adapter / "adapter_config.json").read_text()) | {"base_model_name_or_path": str(base)}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    plan = make(adapter, unlabelled, tmp_path / "run", arguments={"max_steps": 3})
+    with pytest.raises(
+        RunError, match=r"neither .*adapter nor its base .*base has the weights of bert\.pooler\.dense:"
+    ):
+        attach(plan)
+    assert not (tmp_path / "run").exists()
+
+    settings["modules_to_save"] = ["classifier", "pooler.dense"]
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    draw = np.random.default_rng(1)
+    shapes = zip(POOLER, ((32, 32), (32,)), strict=True)
+    brought = {f"base_model.model.{name}": draw.normal(size=shape).astype(np.float32) for name, shape in shapes}
+    rewrite(adapter / "adapter_model.safetensors", **brought)
+    merged = load_file(attach(plan).folder / "model.safetensors")
+    assert all(np.array_equal(merged[name], brought[f"base_model.model.{name}"]) for name in POOLER)
+
+
+@pytest.mark.parametrize("lacking", ["pooler.dense", ""])
+def test_an_adapter_as_peft_saves_it(
+    plain_model: Callable[..., Any], tiny_encoder: str, unlabelled: Path, tmp_path: Path, lacking: str
+) -> None:
+    """DeBERTa's pooler belongs to its classifier: an encoder has none, and LoRA saves none unless it is told to."""
+    peft = pytest.importorskip("peft")
+    plain_model("deberta-v2").deberta.save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(tiny_encoder).save_pretrained(tmp_path / "base")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=4)
+    also = {"modules_to_save": ["classifier"] if lacking else ["classifier", "pooler"]}
+    lora = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query_proj"], **also)
+    peft.get_peft_model(model, lora).save_pretrained(tmp_path / "adapter")
+    plan = make(tmp_path / "adapter", unlabelled, tmp_path / "run", arguments={"max_steps": 3})
+    if lacking:
+        with pytest.raises(RunError, match=f"has the weights of {lacking}: they would be drawn by chance"):
+            attach(plan)
+    else:
+        merged = load_file(attach(plan).folder / "model.safetensors")
+        assert np.array_equal(
+            merged["pooler.dense.weight"], model.pooler.modules_to_save["default"].dense.weight.detach()
+        )
+
+
+@pytest.mark.parametrize("where", ["adapter", "base"])
+def test_class_names_of_an_adapter(adapter: Path, finetuned: Any, unlabelled: Path, tmp_path: Path, where: str) -> None:
+    pytest.importorskip("peft")
+    if where == "adapter":
+        names = ["north", "east", "south", "west"]
+        (adapter / "config.json").write_text(json.dumps({"id2label": dict(enumerate(names))}))
+    else:
+        names = ["bad", "good", "odd"]
+        three = {"base_model.model.classifier.weight": np.ones((3, 32), dtype=np.float32)}
+        rewrite(
+            adapter / "adapter_model.safetensors", **three,
+            **{"base_model.model.classifier.bias": np.zeros(3, dtype=np.float32)},
+        )  # fmt: skip
+    run = attach(make(adapter, unlabelled, tmp_path / "run", arguments={"max_steps": 3}))
+    assert run.id2label == dict(enumerate(names))
+    assert (
+        AutoModelForSequenceClassification.from_pretrained(run.folder).config.label2id[
+            "good" if where == "base" else "east"
+        ]
+        == 1
+    )
+
+
+def test_an_adapter_from_the_hub(
+    adapter: Path, finetuned: Any, unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There a file comes when it is asked for, and not with the one beside it."""
+    pytest.importorskip("peft")
+    cached_file = train.cached_file
+
+    def fetched(name: str, file: str, **how: Any) -> str | None:
+        if name != "somebody/adapter":
+            found: str | None = cached_file(name, file, **how)
+            return found
+        if not (adapter / file).is_file():
+            return None
+        (tmp_path / "cache").mkdir(exist_ok=True)
+        return str(shutil.copy(adapter / file, tmp_path / "cache" / file))
+
+    monkeypatch.setattr(train, "cached_file", fetched)
+    run = attach(make("somebody/adapter", unlabelled, tmp_path / "run", arguments={"max_steps": 3}))
+    assert len(run.id2label) == 4
+
+
+def test_an_adapter_of_a_run(adapter: Path, trained: Path, unlabelled: Path, tmp_path: Path) -> None:
+    """The adapter's own rows nobody knows, but those of its base are."""
+    pytest.importorskip("peft")
+    settings = json.loads((adapter / "adapter_config.json").read_text()) | {"base_model_name_or_path": str(trained)}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps({"text": f"the film {n}"}) + "\n" for n in range(8)))
+    run = attach(make(adapter, other, tmp_path / "run", arguments={"max_steps": 3}))
+    assert np.isin(Run.open(trained).training_hashes, run.training_hashes).all()
+
+
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [

@@ -498,6 +498,30 @@ def test_a_run_folder_is_an_encoder_like_any_other(trained: Path, make_plan: Mak
     assert run.recipe == "joint"
     assert run.section["head"] == "linear"
     assert not [name for name in weights(run.folder) if "prototypes" in name]
+    assert set(run.training_hashes) == set(Run.open(trained).training_hashes)
+
+
+def test_rows_that_the_encoder_has_learned_from_are_not_forgotten(
+    trained: Path, make_plan: MakePlan, tmp_path: Path
+) -> None:
+    rows = [{"text": f"nobody has seen {n}", "label": ("bad", "good")[n % 2]} for n in range(6)]
+    (tmp_path / "new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = train(
+        make_plan(tmp_path / "run", model=str(trained), data=str(tmp_path / "new.jsonl"), arguments={"max_steps": 1})
+    )
+    assert np.isin(Run.open(trained).training_hashes, run.training_hashes).all()
+    assert np.isin(row_hashes([row["text"] for row in rows]), run.training_hashes).sum() == 5
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "mpnet"])
+def test_an_encoder_without_a_tokenizer(
+    plain_model: Callable[..., Any], make_plan: MakePlan, tmp_path: Path, family: str
+) -> None:
+    """transformers makes one up that knows no word, or fails in its own way, by family."""
+    plain_model(family).save_pretrained(tmp_path / "model")
+    with pytest.raises(RunError, match=r"has no tokenizer, without which|cannot load a tokenizer from"):
+        train(make_plan(tmp_path / "run", model=str(tmp_path / "model")))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -530,6 +554,12 @@ def test_arguments_ours_then_the_recipes_then_what_was_given(tmp_path: Path) -> 
     assert made.head_learning_rate == 1e-3
     assert made.max_grad_norm == 3
     assert made.seed == 7
+
+
+@pytest.mark.parametrize("word", ["none", "None", "null"])
+def test_report_to_nobody(tmp_path: Path, word: str) -> None:
+    assert make_arguments(str(tmp_path), {"report_to": word}).report_to == []
+    assert make_arguments(str(tmp_path), {"head_learning_rate": word}).head_learning_rate is None
 
 
 # The trainer

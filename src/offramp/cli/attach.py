@@ -112,7 +112,7 @@ def attach(
 
 
 def _say_done(folder: Path, point: Any, finetune: bool) -> None:
-    from offramp.training.train import OWN_ANSWERS
+    from offramp.training.finish import OWN_ANSWERS
 
     measured = point.measured
     own = point.chosen_on == OWN_ANSWERS

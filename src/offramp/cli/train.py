@@ -131,17 +131,18 @@ def _say_done(folder: Path, point: Any, data: str | None) -> None:
 @contextmanager
 def left_tidy(out: Path) -> Iterator[None]:
     """After a failure the work folder stays only where there is something in it to go on from; what to do is said."""
+    from offramp.training.lock import what_to_go_on_from
+
     work = out.parent / f"{out.name}.training"
     try:
         yield
     except BaseException as error:
-        # trainer_state.json is what transformers writes last into a checkpoint.
-        begun = any(work.glob("phase-*/checkpoint-*/trainer_state.json")) or any(work.glob("phase-*/finished"))
+        begun = what_to_go_on_from(work)
         # plan.json is what makes the folder ours: nobody else's is removed.
-        if not begun and not isinstance(error, TrainingError) and (work / "plan.json").is_file():
+        if begun is None and not isinstance(error, TrainingError) and (work / "plan.json").is_file():
             shutil.rmtree(work, ignore_errors=True)
-        again = "the same command with --resume goes on from the last checkpoint" if begun else ""
-        if isinstance(error, KeyboardInterrupt) and begun:
+        again = "" if begun is None else f"the same command with --resume goes on from {begun}"
+        if isinstance(error, KeyboardInterrupt) and begun is not None:
             raise KeyboardInterrupt(f": {again}") from None
         if _is_failed_write(error):
             reason = str(error).splitlines()[0]

@@ -29,7 +29,15 @@ from offramp.model.pooling import pool_tokens
 from offramp.objectives import Moment, Objective, make_objective
 from offramp.types import ProblemType, Stage
 
-__all__ = ["EarlyExitMixin", "EarlyExitOutput", "add_exits", "load_early_exit", "load_finetuned", "load_plain"]
+__all__ = [
+    "EarlyExitMixin",
+    "EarlyExitOutput",
+    "add_exits",
+    "load_early_exit",
+    "load_finetuned",
+    "load_plain",
+    "load_unfinished",
+]
 
 SECTION = "offramp"
 """Name of our section in config.json, and of our submodule."""
@@ -357,8 +365,21 @@ def load_plain(name: str, **config: Any) -> PreTrainedModel:
         UnsupportedError: the checkpoint is no encoder that classifies.
         RunError: there is no such checkpoint, or it cannot be read.
     """
+    return load_unfinished(name, **config)[0]
+
+
+def load_unfinished(name: str, **config: Any) -> tuple[PreTrainedModel, set[str]]:
+    """As ``load_plain``, and the names of the weights that the checkpoint does not have: they were made by chance.
+
+    Raises:
+        UnsupportedError: as ``load_plain``.
+        RunError: likewise.
+    """
     try:
-        return AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32, **config)
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, **config
+        )
+        return model, _made_up(info)
     except _UNREADABLE as error:
         reason = _first_line(error)
         if "Unrecognized configuration class" in reason:
@@ -369,6 +390,8 @@ def load_plain(name: str, **config: Any) -> PreTrainedModel:
 def load_finetuned(name: str) -> PreTrainedModel:
     """A classifier as somebody trained it: nothing of it may be missing, and nothing is made up.
 
+    A run with no exit but the last, as recipe ``plain`` trains it, is one: the run's section stays in its config.
+
     Raises:
         UnsupportedError: no encoder that classifies, one that was never trained to, or one whose head is its own kind.
         RunError: there is no such checkpoint, it cannot be read, or only by running code in it.
@@ -378,8 +401,6 @@ def load_finetuned(name: str) -> PreTrainedModel:
     except _UNREADABLE as error:
         raise RunError(f"cannot load a model from {name}: {_first_line(error)}") from error
     adapter_of(config)
-    if getattr(config, SECTION, None) is not None:
-        raise UnsupportedError(f"{name} has exits already: it is an offramp run, train or calibrate it")
     saved_as = (getattr(config, "architectures", None) or [""])[0]
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -393,8 +414,34 @@ def load_finetuned(name: str) -> PreTrainedModel:
     except _UNREADABLE as error:
         raise RunError(f"cannot load a model from {name}: {_first_line(error)}") from error
     _check_complete(name, saved_as, type(model).__name__, info)
+    _check_without_exits(name, model)
     plain: PreTrainedModel = model.eval()
     return plain
+
+
+def _check_without_exits(name: str, model: PreTrainedModel) -> None:
+    """Complain of a run whose answers are not the plain model's alone."""
+    section = getattr(model.config, SECTION, None)
+    if section is None:
+        return
+    try:
+        settings = ExitSettings.from_json(section)
+        stages = make_stages(cut(model).num_layers, settings.layers, settings.members)
+    except (TypeError, ValueError, KnobError) as error:
+        raise RunError(f"{name} is damaged, its config.json sets up no exits: {_first_line(error)}") from error
+    if len(stages) > 1:
+        raise UnsupportedError(f"{name} has exits already: it is an offramp run, train or calibrate it")
+    if settings.last_exit != "model":
+        raise UnsupportedError(
+            f"{name} answers with a head of offramp's own and not with the model's, which is untrained: train it again "
+            "with --last_exit model"
+        )
+
+
+def _made_up(info: Mapping[str, Any]) -> set[str]:
+    """Weights that a checkpoint has not, or in another shape; ``info`` is what transformers says of the loading."""
+    # Mismatched: (name, shape there, shape here), or the name alone.
+    return {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]} | set(info["missing_keys"])
 
 
 def _check_complete(name: str, saved_as: str, kind: str, info: Mapping[str, Any]) -> None:
@@ -406,8 +453,7 @@ def _check_complete(name: str, saved_as: str, kind: str, info: Mapping[str, Any]
         kind: the class it was loaded as.
         info: what transformers says of the loading.
     """
-    # Mismatched: (name, shape there, shape here), or the name alone.
-    wrong = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]} | set(info["missing_keys"])
+    wrong = _made_up(info)
     if saved_as.endswith("ForSequenceClassification") or not saved_as:
         if wrong and (others := sorted(info["unexpected_keys"])):
             raise UnsupportedError(

@@ -136,7 +136,7 @@ def _parse(name: str, value: Any) -> Any:
     parser = HfArgumentParser(ExitTrainingArguments, exit_on_error=False)
     action = next(action for action in parser._actions if action.dest == name)
     if value.lower() in ("none", "null"):
-        return None
+        return "none" if name == "report_to" else None  # there it is a word of transformers' own: report to nobody
     try:
         return action.type(value) if callable(action.type) else value
     except Exception as error:

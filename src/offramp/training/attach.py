@@ -10,21 +10,21 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, set_seed
-from transformers.utils import cached_file
 
 from offramp.errors import KnobError, RunError, UnsupportedError, require
 from offramp.inputs.tokens import Tokenizer
 from offramp.model.exits import ExitSettings
-from offramp.model.modeling import add_exits, load_finetuned, load_plain, parameters_of
+from offramp.model.modeling import SECTION, add_exits, load_finetuned, load_unfinished, parameters_of
 from offramp.recipes import Phase, Recipe, load_recipe, part
 from offramp.run import Run, check_replaceable
 from offramp.tasks import Task, make_task
@@ -36,6 +36,7 @@ from offramp.training.train import (
     Plan,
     Ready,
     check_phases,
+    file_of,
     fit,
     kept_rows,
     limited,
@@ -43,6 +44,7 @@ from offramp.training.train import (
     phase_arguments,
     places,
     prepare,
+    trained_on,
 )
 from offramp.types import ProblemType
 
@@ -104,6 +106,8 @@ def attach(plan: AttachPlan) -> Run:
         _check_recipe(plan.recipe)
     source = _load(plan.model)
     config = source.model.config
+    if plan.max_length is None:
+        plan = replace(plan, max_length=source.max_length)
     data = load_known(
         plan.data,
         {int(number): str(name) for number, name in config.id2label.items()},
@@ -186,7 +190,9 @@ def _ready(
         data = _answered(model, data, tokenizer, arguments, work)
     else:
         _doubt_labels(data, _answers_of(model, data.dev, tokenizer, arguments, work / "features-dev"))
-    return Ready(plan, recipe, data, model, tokenizer, max_length, arguments, work, started, own_answers)
+    return Ready(
+        plan, recipe, data, model, tokenizer, max_length, arguments, work, started, own_answers, source.trained_on
+    )
 
 
 def _with_exits(plan: AttachPlan, recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel:
@@ -257,19 +263,24 @@ def _as_labels(task: Task, logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class _Source:
-    """A fine-tuned classifier, and where its tokenizer is."""
+    """A fine-tuned classifier, where its tokenizer is, and what is known of its training."""
 
     model: PreTrainedModel
     tokenizer: str
+    trained_on: NDArray[np.uint64]
+    """Hashes of rows; of a run of ours alone they are known."""
+    max_length: int | None = None
+    """Tokens that it reads of a text; None: it does not say."""
 
 
 def _load(name: str) -> _Source:
     """A classifier by name: whole, or a PEFT adapter, which is merged into its base."""
-    path = cached_file(
-        name, "adapter_config.json", _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False, _raise_exceptions_for_gated_repo=False,
-    )  # fmt: skip
-    return _Source(load_finetuned(name), name) if path is None else _merged(name, Path(path).parent)
+    path = file_of(name, "adapter_config.json")
+    if path is not None:
+        return _merged(name, path.parent)
+    model = load_finetuned(name)
+    section = getattr(model.config, SECTION, None) or {}
+    return _Source(model, name, trained_on(name, model.config), section.get("max_length"))
 
 
 def _merged(name: str, folder: Path) -> _Source:
@@ -277,7 +288,7 @@ def _merged(name: str, folder: Path) -> _Source:
 
     Raises:
         MissingExtraError: PEFT is not installed.
-        RunError: the adapter is damaged, or no safetensors.
+        RunError: the adapter is damaged, no safetensors, or lacks weights that its base lacks too.
         UnsupportedError: it was not trained to classify texts.
     """
     peft = require("peft", extra="attach")
@@ -291,27 +302,61 @@ def _merged(name: str, folder: Path) -> _Source:
             f"{name} is an adapter for {settings['task_type']} and not for classifying texts (SEQ_CLS): "
             "use `offramp train`"
         )
-    outputs = _outputs_of(name, folder)
-    model = (
-        load_finetuned(base) if outputs is None else load_plain(base, num_labels=outputs, ignore_mismatched_sizes=True)
-    )
+    weights = _weights_of(name)
+    outputs = _outputs_in(weights)
+    if outputs is None:  # it has no head, so the base model's must be trained
+        model = load_finetuned(base)
+    else:
+        names = _class_names(name, outputs)
+        model, made_up = load_unfinished(base, num_labels=outputs, ignore_mismatched_sizes=True, **names)
+        _check_brought(name, base, made_up, weights)
     try:
         merged = peft.PeftModel.from_pretrained(model, str(folder)).merge_and_unload(safe_merge=True)
     except (ValueError, RuntimeError, KeyError, OSError) as error:
         raise RunError(f"cannot merge {name} into {base}: {str(error).strip().splitlines()[0]}") from error
     logger.warning("%s is a PEFT adapter of %s: it was merged into the weights", name, base)
-    own = (folder / "tokenizer.json").is_file()
-    return _Source(merged.eval(), str(folder) if own else base)
+    own = file_of(name, "tokenizer.json") is not None
+    return _Source(merged.eval(), name if own else base, trained_on(base, merged.config))
 
 
-def _outputs_of(name: str, folder: Path) -> int | None:
-    """Outputs of the head that came with an adapter; None: it has none, so the base model's must be trained."""
-    path = folder / "adapter_model.safetensors"
-    if not path.is_file():
+def _weights_of(name: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of an adapter's weights, by the names that they have, or what they change has, in the model."""
+    path = file_of(name, "adapter_model.safetensors")
+    if path is None:
         raise RunError(f"{name} has no adapter_model.safetensors: save the adapter with save_pretrained")
     try:
         with safe_open(path, framework="numpy") as file:
-            heads = [key for key in file.keys() if key.endswith(("classifier.weight", "classifier.out_proj.weight"))]  # noqa: SIM118
-            return int(file.get_slice(heads[0]).get_shape()[0]) if heads else None
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise RunError(f"{path} is damaged: {error}") from error
+    return {key.removeprefix("base_model.model."): shape for key, shape in shapes.items()}
+
+
+def _outputs_in(weights: Mapping[str, tuple[int, ...]]) -> int | None:
+    """Outputs of the head among an adapter's weights; None: there is none."""
+    heads = ("classifier.weight", "classifier.out_proj.weight")
+    return next((weights[head][0] for head in heads if head in weights), None)
+
+
+def _class_names(name: str, outputs: int) -> dict[str, Any]:
+    """What names the classes of an adapter, where a config lies beside it and fits; else its base's are kept."""
+    path = file_of(name, "config.json")
+    try:
+        found = {} if path is None else json.loads(path.read_text(encoding="utf-8")).get("id2label") or {}
+        names = {int(number): str(label) for number, label in found.items()}
+    except (ValueError, AttributeError) as error:
+        raise RunError(f"{path} is damaged: {error}") from error
+    if sorted(names) != list(range(outputs)):
+        return {}
+    return {"id2label": names, "label2id": {label: number for number, label in names.items()}}
+
+
+def _check_brought(name: str, base: str, made_up: set[str], weights: Iterable[str]) -> None:
+    """Complain of weights that stand neither in an adapter nor in its base: they would be other ones each time."""
+    lacking = sorted({weight.rpartition(".")[0] for weight in made_up.difference(weights)})
+    if lacking:
+        others = f" and {len(lacking) - 3} more modules" if len(lacking) > 3 else ""
+        raise RunError(
+            f"neither {name} nor its base {base} has the weights of {', '.join(lacking[:3])}{others}: they would be "
+            "drawn by chance; train the adapter again with them among its modules_to_save"
+        )

@@ -19,7 +19,12 @@ from offramp.traces.store import save_trace
 from offramp.traces.trace import Trace
 from offramp.training.data import TrainingData, row_hashes
 
-__all__ = ["write_measured"]
+__all__ = ["AGREEMENT", "OWN_ANSWERS", "write_measured"]
+
+OWN_ANSWERS = "dev, by agreement with the full model: its labels are the model's own answers"
+"""What operating points were chosen on where nobody gave labels."""
+AGREEMENT = "agreement with the model's own answers"
+"""What every metric tells there."""
 
 
 def write_measured(
@@ -63,6 +68,7 @@ def _card(trace: Trace, point: OperatingPoint, recipe: Recipe) -> str:
     metric = point.measured["metric"]
     rows = "\n".join(f"| {exit_['layer']} | {100 * exit_[metric]:.1f} |" for exit_ in static_exits(trace))
     measured = point.measured
+    told = AGREEMENT if point.chosen_on == OWN_ANSWERS else metric
     knobs = ", ".join(f"{name} {value:.4g}" for name, value in point.knobs.items())
     return f"""---
 library_name: offramp
@@ -74,10 +80,10 @@ tags: [early-exit, text-classification]
 
 Default operating point, chosen on the {measured["n"]} dev texts that also chose the checkpoint (so it is a start, not a
 promise; {point.chosen_on}): {point.criterion} with {knobs};
-{measured["metric"]} {100 * measured["score"]:.1f} against {100 * measured["full_depth_score"]:.1f} at full depth, layer
+{told} {100 * measured["score"]:.1f} against {100 * measured["full_depth_score"]:.1f} at full depth, layer
 speed-up {measured["layer_speedup"]:.2f}x.
 
-| layers | {measured["metric"]} on dev |
+| layers | {told} on dev |
 |---|---|
 {rows}
 

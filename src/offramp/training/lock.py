@@ -1,4 +1,7 @@
-"""One training at a time in a folder: a lock of the operating system, which ends with the process that holds it."""
+"""One training at a time in a folder: a lock of the operating system, which ends with the process that holds it.
+
+And what a training that was broken off has left there.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from offramp.errors import TrainingError
 
-__all__ = ["only_training"]
+__all__ = ["only_training", "what_to_go_on_from"]
 
 
 @contextmanager
@@ -39,3 +42,12 @@ def only_training(work: Path) -> Iterator[None]:
         if os.name != "nt":  # there filelock removes it; elsewhere that is safe only while the lock is held
             path.unlink(missing_ok=True)
         lock.release()
+
+
+def what_to_go_on_from(work: Path) -> str | None:
+    """What ``--resume`` finds in a folder of checkpoints, in words; None: nothing that would save time."""
+    # trainer_state.json is what transformers writes last into a checkpoint.
+    if any(work.glob("phase-*/checkpoint-*/trainer_state.json")) or any(work.glob("phase-*/finished")):
+        return "the last checkpoint"
+    # On a CPU the pass through the frozen encoder takes far longer than the training of heads after it.
+    return "the texts encoded so far" if any(work.glob("features-*/part-*")) else None

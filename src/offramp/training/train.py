@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, set_seed
 from transformers.utils import cached_file
@@ -33,14 +34,14 @@ from offramp.model.modeling import SECTION, add_exits, load_early_exit, load_pla
 from offramp.model.pooling import Pooling
 from offramp.objectives import make_objective
 from offramp.recipes import Phase, Recipe, load_recipe
-from offramp.run import FORMAT, Run, check_replaceable, replace_folder
+from offramp.run import FORMAT, TRAINING_ROWS, Run, check_replaceable, read_hashes, replace_folder
 from offramp.tasks import Task, make_task
 from offramp.training.arguments import ExitTrainingArguments, make_arguments
 from offramp.training.data import Examples, TrainingData, load_data, row_hashes
 from offramp.training.features import CollateFeatures, Dtype, FeatureRows, can_keep, keep_features, size_on_disk
-from offramp.training.finish import write_measured
+from offramp.training.finish import AGREEMENT, OWN_ANSWERS, write_measured
 from offramp.training.hardness import measure_hardness
-from offramp.training.lock import only_training
+from offramp.training.lock import only_training, what_to_go_on_from
 from offramp.training.rows import Collate, Rows
 from offramp.training.trainer import ExitProgress, ExitTrainer, exit_metrics, progress_bar
 from offramp.types import ProblemType
@@ -123,11 +124,9 @@ def _train(plan: Plan, recipe: Recipe, arguments: ExitTrainingArguments, work: P
         if main:
             prepare(work, plan, data, arguments)
     tokenizer, max_length = make_tokenizer(plan, work if main else None)
-    return fit(Ready(plan, recipe, data, _model(plan, recipe, data), tokenizer, max_length, arguments, work, started))
-
-
-OWN_ANSWERS = "dev, by agreement with the full model: its labels are the model's own answers"
-"""What operating points were chosen on where nobody gave labels."""
+    before = trained_on(plan.model, AutoConfig.from_pretrained(plan.model))
+    model = _model(plan, recipe, data)
+    return fit(Ready(plan, recipe, data, model, tokenizer, max_length, arguments, work, started, trained_on=before))
 
 
 @dataclass(frozen=True)
@@ -150,6 +149,8 @@ class Ready:
     """By the monotonic clock."""
     own_answers: bool = False
     """Nobody gave labels: they are the answers of the model before this training."""
+    trained_on: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
+    """Hashes of the rows that the model has learned from before."""
 
 
 def fit(ready: Ready) -> Run:
@@ -158,6 +159,7 @@ def fit(ready: Ready) -> Run:
     tokenizer, max_length, work = ready.tokenizer, ready.max_length, ready.work
     main = ready.arguments.process_index == 0
     task = make_task(data.problem_type, data.id2label)
+    told = AGREEMENT if ready.own_answers else task.main_metric
     train_rows, dev_rows = (tokenizer.encode(part.texts) for part in (data.train, data.dev))
     if main:
         _say_what_was_cut(train_rows, "training", max_length)
@@ -167,7 +169,7 @@ def fit(ready: Ready) -> Run:
     history: list[dict[str, Any]] = []
     for number, phase in enumerate(recipe.training, start=1):
         model, log = _run_phase(
-            phase, number, model, phase_arguments(plan, work, recipe, phase), work, plan, task, tokenizer,
+            phase, number, model, phase_arguments(plan, work, recipe, phase), work, plan, task, told, tokenizer,
             Rows(train_rows, data.train.labels), Rows(dev_rows, data.dev.labels),
         )  # fmt: skip
         history += log
@@ -190,7 +192,9 @@ def fit(ready: Ready) -> Run:
     with replace_folder(plan.out) as folder:
         model.save_pretrained(folder)
         shutil.copytree(work / "tokenizer", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("config.json"))
-        save_file({"hashes": row_hashes(data.train.texts)}, folder / "training_rows.safetensors")
+        # No row that the model has learned from, now or before, may be calibrated on.
+        hashes = np.concatenate([row_hashes(data.train.texts), ready.trained_on])
+        save_file({"hashes": hashes}, folder / TRAINING_ROWS)
         record = _record_of(plan, ready.arguments, data, history, time.monotonic() - ready.started)
         (folder / "training.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
         chosen_on = OWN_ANSWERS if ready.own_answers else "dev"
@@ -236,10 +240,8 @@ def prepare(work: Path, plan: Plan, data: TrainingData, arguments: ExitTrainingA
     if not plan.resume:
         if work.exists() and not path.is_file() and (not work.is_dir() or any(work.iterdir())):
             raise RunError(f"{work} exists and holds something else: checkpoints go there, so give another --out")
-        if any(work.glob("phase-*/checkpoint-*/trainer_state.json")):
-            logger.warning(
-                "checkpoints of an interrupted training in %s are removed: --resume would have gone on", work
-            )
+        if (begun := what_to_go_on_from(work)) is not None:
+            logger.warning("an interrupted training in %s is removed: --resume would have gone on from %s", work, begun)
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         path.write_text(json.dumps(now, indent=1), encoding="utf-8")
@@ -265,12 +267,17 @@ def make_tokenizer(
         work: where to leave it; None: nowhere.
         source: where it is; None: where the model is.
         config: the model's; None: what stands there.
+
+    Raises:
+        RunError: there is no tokenizer, or it cannot be read.
+        UnsupportedError: it is none that a served model can use.
+        KnobError: texts longer than the model reads were asked for.
     """
+    pretrained = _pretrained_tokenizer(source or plan.model)
     try:
-        pretrained = AutoTokenizer.from_pretrained(source or plan.model)
         config = AutoConfig.from_pretrained(plan.model) if config is None else config
     except (OSError, ValueError) as error:
-        raise RunError(f"cannot load a tokenizer from {plan.model}: {str(error).splitlines()[0]}") from error
+        raise RunError(f"cannot load a model from {plan.model}: {str(error).splitlines()[0]}") from error
     if not pretrained.is_fast:
         raise UnsupportedError(f"{plan.model} has no fast tokenizer, which a served model needs (tokenizer.json)")
     limit = _length_limit(pretrained, config)
@@ -284,6 +291,24 @@ def make_tokenizer(
     if work is None:
         shutil.rmtree(folder.parent)
     return tokenizer, max_length
+
+
+def _pretrained_tokenizer(name: str) -> Any:
+    """What AutoTokenizer finds, which must know words.
+
+    Of a folder without a tokenizer's files transformers makes one that knows the special tokens alone.
+    """
+    try:
+        found = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # tokenizers raises plain Exception for whatever it cannot read
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RunError(f"cannot load a tokenizer from {name}: {reason}") from error
+    if not found.get_vocab().keys() - {*found.all_special_tokens, *found.get_added_vocab()}:
+        raise RunError(
+            f"{name} has no tokenizer, without which every word is unknown: save the model's own there, "
+            "AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER)"
+        )
+    return found
 
 
 def _length_limit(tokenizer: Any, config: Any) -> int:
@@ -338,19 +363,35 @@ def places(plan: Plan, recipe: Recipe, num_layers: int) -> tuple[tuple[int, ...]
     return plan.exits if plan.exits is not None else None if recipe.exits == "all" else (), ()
 
 
+def file_of(name: str, file: str) -> Path | None:
+    """A file of a checkpoint, in its folder or fetched from the hub; None: it has none."""
+    path = cached_file(
+        name, file, _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False, _raise_exceptions_for_gated_repo=False,
+    )  # fmt: skip
+    return None if path is None else Path(path)
+
+
+def trained_on(name: str, config: PretrainedConfig) -> NDArray[np.uint64]:
+    """Hashes of the rows that a checkpoint has learned from, where it is a run of ours.
+
+    Raises:
+        RunError: its file of them is damaged.
+    """
+    path = None if getattr(config, SECTION, None) is None else file_of(name, TRAINING_ROWS)
+    return np.zeros(0, dtype=np.uint64) if path is None else read_hashes(path)
+
+
 def pretrained_pooling(name: str) -> Pooling:
     """How the encoder was pretrained to be pooled: sentence encoders say so; the others have a pooler or head.
 
     A sentence-transformers checkpoint carries ``1_Pooling/config.json``. On such encoders early exits over [CLS] stay
     at chance while the mean over tokens works (docs/training.md).
     """
-    path = cached_file(
-        name, "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False, _raise_exceptions_for_gated_repo=False,
-    )  # fmt: skip
+    path = file_of(name, "1_Pooling/config.json")
     if path is None:
         return "backbone"
-    config = json.loads(Path(path).read_text(encoding="utf-8"))
+    config = json.loads(path.read_text(encoding="utf-8"))
     mean = config.get("pooling_mode_mean_tokens") or config.get("pooling_mode") == "mean"
     return "mean" if mean else "cls"
 
@@ -427,11 +468,15 @@ def _run_phase(
     work: Path,
     plan: Plan,
     task: Task,
+    told: str,
     tokenizer: Tokenizer,
     train_rows: Rows,
     dev_rows: Rows,
 ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
-    """One run of the optimiser, or its result where an interrupted training had finished it."""
+    """One run of the optimiser, or its result where an interrupted training had finished it.
+
+    ``told`` is what the task's metric is called in what people read.
+    """
     folder = work / f"phase-{number}"
     if (finished := folder / "finished").is_dir():
         return load_early_exit(finished), json.loads((folder / "history.json").read_text(encoding="utf-8"))
@@ -466,7 +511,7 @@ def _run_phase(
         for callback in trainer.callback_handler.callbacks
         if not type(callback).__name__.endswith(("ProgressCallback", "PrinterCallback"))
     ]
-    trainer.add_callback(ExitProgress(task.main_metric))
+    trainer.add_callback(ExitProgress(task.main_metric, told))
     trainer.train(resume_from_checkpoint=_last_checkpoint(folder) if plan.resume else None)
     model.requires_grad_(True)
     return model, [{"phase": number, **entry} for entry in trainer.state.log_history]

@@ -139,9 +139,11 @@ def _loss(task: Task, logits: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]
 class ExitProgress(ProgressCallback):  # type: ignore[misc]
     """Trainer's bar with time left, and one readable line per evaluation instead of a dictionary."""
 
-    def __init__(self, metric: str) -> None:
+    def __init__(self, metric: str, told: str) -> None:
+        """``told``: what the metric is called in the lines."""
         super().__init__()
         self.metric = metric
+        self.told = told
         self.training_bar: tqdm[Any] | None = None
         self.prediction_bar: tqdm[Any] | None = None
 
@@ -166,8 +168,7 @@ class ExitProgress(ProgressCallback):  # type: ignore[misc]
             names = [key for key in logs if key.startswith("eval_exit_") and key.endswith(self.metric)]
             values = " ".join(f"{100 * float(logs[key]):.1f}" for key in names)
             self.training_bar.write(
-                f"epoch {logs['epoch']:.2f}  dev {self.metric} by exit: {values}  "
-                f"mean loss {logs['eval_exits_loss']:.4f}"
+                f"epoch {logs['epoch']:.2f}  dev {self.told} by exit: {values}  mean loss {logs['eval_exits_loss']:.4f}"
             )
 
 
