@@ -451,6 +451,21 @@ def batch_sizes(result: Result) -> str:
     return "\n".join([*lines, "", f"{_cpu(result)}. " + _origin(result, "python benchmarks/batch_sizes.py")])
 
 
+def single(result: Result) -> str:
+    """Milliseconds of a text alone, in one graph and stage by stage."""
+    lines = ["| one text at a time, ms | threads | layers executed | in one graph | stage by stage | ratio |"]
+    lines.append("|---|---|---|---|---|---|")
+    for label, ways in result["variants"].items():
+        for threads, points in ways.items():
+            for entry in points.values():
+                one, stages = (entry["milliseconds"][way] for way in ("in one graph", "stage by stage"))
+                ratios = sorted(slow / fast for fast, slow in zip(one, stages, strict=True))
+                told = f"{ratios[len(ratios) // 2]:.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
+                times = " | ".join(f"{sorted(each)[len(each) // 2]:.2f}" for each in (one, stages))
+                lines.append(f"| {label} | {threads} | {entry['layers']:.2f} | {times} | {told} |")
+    return "\n".join([*lines, "", f"{_cpu(result)}. " + _origin(result, "python benchmarks/single.py")])
+
+
 TABLES: Mapping[str, tuple[str, Callable[[Result], str]]] = {
     "sst2": ("README.md", sst2),
     "training_curves": ("docs/training.md", training_curves),
@@ -464,6 +479,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Result], str]]] = {
     "speed_profile": ("docs/performance.md", speed_profile),
     "limits": ("docs/performance.md", limits),
     "batch_sizes": ("docs/performance.md", batch_sizes),
+    "single": ("docs/performance.md", single),
 }
 SOURCES = {"speed_profile": "speed_int8"}
 """Blocks written from another block's result."""
