@@ -541,6 +541,13 @@ def test_pooling_as_the_encoder_was_pretrained(tmp_path: Path, config: Any, expe
     assert pretrained_pooling(str(tmp_path)) == expected
 
 
+def test_a_run_is_trained_on_with_the_pooling_that_it_had(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"offramp": {"pooling": "mean"}}')
+    assert pretrained_pooling(str(tmp_path)) == "mean"
+    (tmp_path / "config.json").write_text('{"offramp": {"pooling": "median"}}')
+    assert pretrained_pooling(str(tmp_path)) == "backbone"
+
+
 def test_arguments_ours_then_the_recipes_then_what_was_given(tmp_path: Path) -> None:
     made = make_arguments(
         str(tmp_path),

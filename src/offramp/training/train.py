@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -383,11 +383,15 @@ def trained_on(name: str, config: PretrainedConfig) -> NDArray[np.uint64]:
 
 
 def pretrained_pooling(name: str) -> Pooling:
-    """How the encoder was pretrained to be pooled: sentence encoders say so; the others have a pooler or head.
+    """How an encoder was pooled so far: runs of ours and sentence encoders say so; others have a pooler or head.
 
     A sentence-transformers checkpoint carries ``1_Pooling/config.json``. On such encoders early exits over [CLS] stay
     at chance while the mean over tokens works (docs/training.md).
     """
+    own = file_of(name, "config.json")
+    section = None if own is None else json.loads(own.read_text(encoding="utf-8")).get(SECTION)
+    if isinstance(section, dict) and section.get("pooling") in get_args(Pooling):
+        return cast("Pooling", section["pooling"])
     path = file_of(name, "1_Pooling/config.json")
     if path is None:
         return "backbone"
