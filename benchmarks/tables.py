@@ -466,6 +466,15 @@ def single(result: Result) -> str:
     return "\n".join([*lines, "", f"{_cpu(result)}. " + _origin(result, "python benchmarks/single.py")])
 
 
+def installed_size(result: Result) -> str:
+    """Megabytes of an environment, by extra."""
+    lines = ["| environment | MB | packages | of it |", "|---|---|---|---|"]
+    for extra, found in result["extras"].items():
+        largest = ", ".join(f"{name} {size:.0f}" for name, size in found["largest"].items())
+        lines.append(f"| `offramp[{extra}]` | {found['megabytes']:.0f} | {len(found['packages'])} | {largest} |")
+    return "\n".join([*lines, "", _origin(result, "python benchmarks/installed_size.py")])
+
+
 TABLES: Mapping[str, tuple[str, Callable[[Result], str]]] = {
     "sst2": ("README.md", sst2),
     "training_curves": ("docs/training.md", training_curves),
@@ -480,6 +489,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Result], str]]] = {
     "limits": ("docs/performance.md", limits),
     "batch_sizes": ("docs/performance.md", batch_sizes),
     "single": ("docs/performance.md", single),
+    "installed_size": ("docs/performance.md", installed_size),
 }
 SOURCES = {"speed_profile": "speed_int8"}
 """Blocks written from another block's result."""
