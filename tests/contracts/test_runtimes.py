@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,9 @@ from offramp.engine.units import Unit
 from offramp.inputs.batching import pad
 from offramp.inputs.packing import keep, merge, trim
 from offramp.inputs.tokens import Encoded
+from offramp.runtimes import open_runtime
 from offramp.runtimes.base import Runtime
+from offramp.runtimes.cpu import cores
 from offramp.runtimes.fake import FakeRuntime
 from offramp.traces.replay import replay, scores
 
@@ -47,6 +50,11 @@ class Case:
     """With ``family``: not torch, but its export: ``float32``, or how int8 is made."""
     served_by: str = "onnx"
     """What serves the export."""
+
+    @property
+    def dtype(self) -> str:
+        """Of the export."""
+        return "float32" if self.export == "float32" else "int8"
 
 
 MULTI, REGRESSION = "multi_label_classification", "regression"
@@ -127,16 +135,20 @@ def case(request) -> Case:
 
 
 @pytest.fixture(scope="module")
-def runtime(case, request) -> Runtime:
+def model(case, request) -> Any:
+    """Of a family, tiny; None: the runtime makes its own."""
     if case.make is not None:
-        return case.make()
+        return None
     from offramp.model.exits import ExitSettings
-    from offramp.runtimes.torch import TorchRuntime
 
-    model = request.getfixturevalue("tiny_model")(case.family, ExitSettings(**case.exits), **case.config)
+    return request.getfixturevalue("tiny_model")(case.family, ExitSettings(**case.exits), **case.config)
+
+
+@pytest.fixture(scope="module")
+def exported(case, model, request) -> Path | None:
+    """A run folder with the export; None: nothing is exported."""
     if case.export is None:
-        return TorchRuntime(model)
-    from offramp.runtimes import open_runtime
+        return None
     from offramp.runtimes.export.onnx import export_onnx
     from offramp.runtimes.export.openvino import export_openvino
 
@@ -150,7 +162,18 @@ def runtime(case, request) -> Runtime:
     int8 = None if case.export == "float32" else case.export
     made = export(folder, int8=int8, exits="all", texts=texts if int8 == "static" else None, threads=1)
     assert made.batch_invariant == (case.export != "dynamic")
-    return open_runtime(folder, case.served_by, dtype=made.dtype, threads=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runtime(case, model, exported) -> Runtime:
+    if case.make is not None:
+        return case.make()
+    if exported is not None:
+        return open_runtime(exported, case.served_by, dtype=case.dtype, threads=1)
+    from offramp.runtimes.torch import TorchRuntime
+
+    return TorchRuntime(model)
 
 
 def single_rule(case: Case, problem_type: Any) -> Scored | None:
@@ -416,6 +439,20 @@ def test_the_engine_equals_the_reference_at_any_batch_size(case, runtime, texts,
         assert engine.counts.rows.tolist() == counting.rows[first].tolist()
         assert engine.counts.tokens.tolist() == counting.tokens[first].tolist()
         assert engine.counts.padded_tokens.tolist() == counting.positions[first].tolist()
+
+
+@pytest.mark.skipif(cores() < 2, reason="needs two cores")
+def test_lanes_change_no_answer(case, exported, runtime, texts, expected):
+    if exported is None or not runtime.info.batch_invariant:
+        pytest.skip("is not exported, or declares that neighbours matter")
+    lanes = open_runtime(exported, case.served_by, dtype=case.dtype, threads=2, lanes=2)
+    assert lanes.threads == 1
+    for criterion, knobs, exits, answers in expected[-2:]:
+        engine = Engine(lanes, criterion, pad_token=0, max_rows=4, lanes=2)
+        found = list(engine.run_in_order([Unit(i, text) for i, text in enumerate(texts)], knobs))
+        assert [f.id for f in found] == list(range(len(texts)))
+        assert [f.exit_layer for f in found] == exits.tolist()
+        np.testing.assert_allclose(np.stack([f.answer for f in found]), answers, atol=case.atol, rtol=0)
 
 
 # A text alone, in one call

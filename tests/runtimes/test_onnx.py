@@ -318,15 +318,6 @@ def test_a_folder_without_manifest(copy: Path) -> None:
         load(copy)
 
 
-@pytest.mark.skipif(cores() < 2, reason="needs two cores")
-@pytest.mark.parametrize("dtype", ["float32", "int8"])
-def test_lanes_change_no_answer(run: Path, texts: list[str], dtype: str) -> None:
-    one = offramp.load(run, dtype=dtype, threads=1, batch_size=4)
-    two = offramp.load(run, dtype=dtype, threads=2, lanes=2, batch_size=4)
-    assert (two.lanes, two.runtime.threads) == (2, 1)  # type: ignore[attr-defined]
-    assert two(texts, threshold=0.5) == one(texts, threshold=0.5)
-
-
 def test_lanes_that_cannot_be(run: Path) -> None:
     with pytest.raises(KnobError, match="lanes must be from 1 to the 1 threads there are, not 2"):
         offramp.load(run, threads=1, lanes=2)

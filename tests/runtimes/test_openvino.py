@@ -28,7 +28,6 @@ from offramp.inputs.packing import keep, trim
 from offramp.pipeline import Classifier
 from offramp.runtimes import check_installed, cpu, open_runtime
 from offramp.runtimes import openvino as module
-from offramp.runtimes.cpu import cores
 from offramp.runtimes.export.onnx import export_onnx
 from offramp.runtimes.export.openvino import export_openvino
 from offramp.runtimes.manifest import FORMAT, read_manifest
@@ -370,15 +369,6 @@ def test_nothing_is_written_that_differs_from_torch(trained: Path, tmp_path: Pat
     with pytest.raises(UnsupportedError, match=r"the graph of layers 1 to 1 differs from torch by .*: nothing was"):
         export_openvino(folder, exits="all", texts=TEXTS, threads=1)
     assert not (folder / "openvino").exists()
-
-
-@pytest.mark.skipif(cores() < 2, reason="needs two cores")
-@pytest.mark.parametrize("dtype", ["float32", "int8"])
-def test_lanes_change_no_answer(run: Path, texts: list[str], dtype: str) -> None:
-    one = offramp.load(run, runtime="openvino", dtype=dtype, threads=1, batch_size=4)
-    two = offramp.load(run, runtime="openvino", dtype=dtype, threads=2, lanes=2, batch_size=4)
-    assert (two.lanes, two.runtime.threads) == (2, 1)  # type: ignore[attr-defined]
-    assert two(texts, threshold=0.5) == one(texts, threshold=0.5)
 
 
 # Beside other code
