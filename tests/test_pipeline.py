@@ -13,6 +13,7 @@ import pytest
 
 import offramp
 from offramp import Prediction
+from offramp.calibration.points import OperatingPoint
 from offramp.criteria import make
 from offramp.engine.reference import reference
 from offramp.errors import DataError, KnobError, RunError
@@ -298,7 +299,7 @@ def calibrated(trained: Path, tmp_path: Path) -> Callable[..., Classifier]:
 
     def get(**points: dict[str, Any]) -> Classifier:
         run = Path(shutil.copytree(trained, tmp_path / "run"))
-        made = [OperatingPoint(name=name, criterion="entropy", runtime="torch", dtype="float32", **given)
+        made = [OperatingPoint(**{"name": name, "criterion": "entropy", "runtime": "torch", "dtype": "float32"} | given)
                 for name, given in points.items()]  # fmt: skip
         write_points(run, [*read_points(run), *made])
         return offramp.load(run)
@@ -325,9 +326,9 @@ def test_the_fastest_point_that_promises_enough(calibrated: Callable[..., Classi
         classifier("a gem", max_risk=0.005)
     with pytest.raises(KnobError, match=r"has a promise about error: `offramp calibrate .* --risk error`"):
         classifier("a gem", max_risk=0.05, risk="error")
-    for wrong in (0.0, -1.0, 1.5, float("nan")):
+    for wrong in (0.0, -1.0, 1.5, float("nan"), "0.02"):
         with pytest.raises(KnobError, match="max_risk must be above 0"):
-            classifier("a gem", max_risk=wrong)
+            classifier("a gem", max_risk=wrong)  # type: ignore[arg-type]
     with pytest.raises(KnobError, match="max_risk and max_layers contradict"):
         classifier("a gem", max_risk=0.05, max_layers=2)
     with pytest.raises(KnobError, match="speedup and max_risk contradict"):
@@ -357,8 +358,132 @@ def test_a_point_calibrated_for_a_speed_is_taken_for_it(calibrated: Callable[...
     )
     setting = classifier.setting(speedup=1.5)
     assert (setting.knobs, setting.promise) == ({"threshold": 0.7}, {"risk": 0.03, **PROMISE})
-    assert classifier.setting(speedup=1.4).promise is None  # by the trace of dev
     assert classifier.setting(speedup=1.5, max_layers=2).promise is None
+
+
+def test_the_next_faster_point_is_taken_before_the_trace_of_dev(
+    calibrated: Callable[..., Classifier], caplog: pytest.LogCaptureFixture
+) -> None:
+    classifier = calibrated(
+        faster={"knobs": {"threshold": 0.9}, "asked": {"speedup": 2.5}},
+        fast={"knobs": {"threshold": 0.7}, "asked": {"speedup": 1.5}},
+        forced={"knobs": {"threshold": 0.8}, "asked": {"speedup": 1.6},
+                "promise": {"risk": 0.01, **PROMISE, "forced": "on texts it knows"}},
+    )  # fmt: skip
+    with caplog.at_level(logging.WARNING):
+        for speedup, threshold in ((1.2, 0.7), (1.5, 0.7), (1.51, 0.9), (2.5, 0.9)):
+            assert classifier.setting(speedup=speedup).knobs == {"threshold": threshold}
+        assert not caplog.records
+        for _ in range(2):
+            assert classifier.setting(speedup=2.6).promise is None
+    [said] = [record.getMessage() for record in caplog.records]
+    assert said.startswith(
+        "nothing was calibrated for a layer speed-up of 2.6, so thresholds are chosen on the dev trace"
+    )
+    assert said.endswith("--data DATA --speedup 2.6` makes a point for it")
+    for wrong in (0.5, float("nan"), "2"):
+        with pytest.raises(KnobError, match="a layer speed-up is 1 or more"):
+            classifier.setting(speedup=wrong)  # type: ignore[arg-type]
+
+
+def served(classifier: Classifier, **info: Any) -> Classifier:
+    """The same on a runtime that says it is another."""
+    from dataclasses import replace
+
+    class Other:
+        def __init__(self) -> None:
+            self.info = replace(classifier.runtime.info, **info)
+
+    return Classifier(classifier.run, Other())  # type: ignore[arg-type]
+
+
+def test_a_promise_is_about_these_weights(
+    calibrated: Callable[..., Classifier], caplog: pytest.LogCaptureFixture
+) -> None:
+    from offramp.calibration.points import write_points
+    from offramp.run import weights_hash
+
+    classifier = calibrated(
+        old={"knobs": {"threshold": 0.9}, "measured": {"layer_speedup": 2.0},
+             "promise": {"risk": 0.05, **PROMISE, "model": "abc"}},
+    )  # fmt: skip
+    with pytest.raises(KnobError) as said:
+        classifier("a gem", max_risk=0.05)
+    assert str(said.value) == (
+        f"what operating point 'old' promises is about other weights than those of {classifier.run.folder}: `offramp "
+        f"calibrate {classifier.run.folder} --data DATA --max-risk 0.05` makes one for here"
+    )
+    folder = classifier.run.folder
+    own = {"risk": 0.05, **PROMISE, "model": weights_hash(folder)}
+    new = OperatingPoint(name="new", criterion="entropy", knobs={"threshold": 0.1}, promise=own)
+    write_points(folder, [classifier.points[-1], new])
+    again = offramp.load(folder)
+    assert again.setting(max_risk=0.05).knobs == {"threshold": 0.1}  # slower, but what it promises holds
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert again.setting().promise is None  # the old one is the default
+    [warned] = [record.getMessage() for record in caplog.records]
+    assert "'old' promises is about other weights" in warned
+    assert "is not promised here: `offramp calibrate` makes one for here" in warned
+
+
+@pytest.mark.parametrize(
+    ("made_on", "here", "refused"),
+    [
+        # In float32 an export gives the same numbers, but for the last digits.
+        ({"runtime": "torch", "dtype": "float32"}, {"name": "onnx"}, False),
+        ({"runtime": "torch", "dtype": "float32"}, {"name": "onnx", "dtype": "int8"}, True),
+        ({"runtime": "onnx", "dtype": "int8"}, {"name": "openvino", "dtype": "int8"}, True),
+        ({"runtime": "onnx", "dtype": "int8"}, {}, True),
+        ({"runtime": "torch", "dtype": "bfloat16"}, {}, True),
+        ({"runtime": "onnx", "dtype": "int8"}, {"name": "onnx", "dtype": "int8"}, False),
+        ({"runtime": "", "dtype": ""}, {"name": "onnx"}, False),
+    ],
+)
+def test_a_promise_is_about_what_serves(
+    calibrated: Callable[..., Classifier], made_on: dict[str, str], here: dict[str, str], refused: bool
+) -> None:
+    classifier = calibrated(one={"knobs": {"threshold": 0.5}, "promise": {"risk": 0.01, **PROMISE}, **made_on})
+    classifier = served(classifier, **here)
+    if not refused:
+        setting = classifier.setting(max_risk=0.01)
+        assert setting.promise is not None
+        return
+    with pytest.raises(KnobError, match=f"'one' promises is about runtime {made_on['runtime']}, dtype") as said:
+        classifier.setting(max_risk=0.01)
+    elsewhere = f" --runtime {here['name']} --dtype int8" if here else ""
+    assert f"--max-risk 0.01{elsewhere}` makes one for here" in str(said.value)
+
+
+def test_a_promise_that_is_less_sure_is_not_taken(calibrated: Callable[..., Classifier]) -> None:
+    classifier = calibrated(
+        sure={"knobs": {"threshold": 0.1}, "measured": {"layer_speedup": 1.1}, "promise": {"risk": 0.01, **PROMISE}},
+        rash={"knobs": {"threshold": 0.9}, "measured": {"layer_speedup": 2.9},
+              "promise": {"risk": 0.01, **PROMISE, "confidence": 0.2}},
+        mean={"knobs": {"threshold": 0.5}, "promise": {"risk": 0.005, **PROMISE, "expected": True, "confidence": None}},
+    )  # fmt: skip
+    for confidence, threshold in ((0.95, 0.1), (0.9, 0.1), (0.2, 0.9), (0.1, 0.9)):
+        found = classifier.setting(max_risk=0.01, risk="disagreement", confidence=confidence)
+        assert found.knobs == {"threshold": threshold}
+    assert classifier.setting(max_risk=0.01, risk="expected disagreement", confidence=0.999).knobs == {"threshold": 0.5}
+    assert classifier.setting(max_risk=0.01, risk="disagreement").knobs == {"threshold": 0.1}
+    with pytest.raises(KnobError) as said:
+        classifier("a gem", max_risk=0.01, risk="disagreement", confidence=0.99)
+    assert str(said.value) == (
+        "1.0 % was promised about disagreement with a confidence of 95 %, not of 99 %: `offramp calibrate "
+        f"{classifier.run.folder} --data DATA --max-risk 0.01 --confidence 0.99` makes one, or ask for confidence=0.95 "
+        "(--confidence)"
+    )
+    with pytest.raises(KnobError, match="a confidence lies between 0 and 1"):
+        classifier("a gem", max_risk=0.01, confidence=95)
+    with pytest.raises(KnobError, match="confidence says how sure a promise shall be: give max_risk with it"):
+        classifier("a gem", confidence=0.99)
+
+
+def test_a_forced_promise_is_not_taken(calibrated: Callable[..., Classifier]) -> None:
+    classifier = calibrated(forced={"promise": {"risk": 0.01, **PROMISE, "forced": "on texts it knows"}})
+    with pytest.raises(KnobError, match=r"no operating point of .* has a promise: `offramp calibrate"):
+        classifier("a gem", max_risk=0.01)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from offramp.calibration.monitor import Monitor
 from offramp.calibration.points import OperatingPoint, read_points, write_points
 from offramp.calibration.sweep import data_hash
 from offramp.criteria import make
-from offramp.errors import KnobError, UnsupportedError
+from offramp.errors import DataError, KnobError, UnsupportedError
 from offramp.pipeline import Classifier
 from offramp.traces.replay import scores
 from offramp.traces.store import load_trace, save_trace
@@ -192,6 +192,17 @@ def test_safer_points(plain: Classifier) -> None:
     assert safer(by_name["static"], plain.points) == []
     assert safer(by_name["errors"], plain.points) == []
     assert safer(by_name["unpromised"], plain.points) == []
+    forced = [replace(one, promise={**(one.promise or {}), "forced": "on texts it knows"}) for one in plain.points]
+    assert safer(by_name["reckless"], forced) == []
+
+
+def test_what_is_about_other_weights_is_nothing_to_fall_back_on(plain: Classifier, texts: list[str]) -> None:
+    found = Classifier(plain.run, plain.runtime, batch_size=4, monitor=Monitor(shadow_every=2))
+    other = {"risk": 0.1, "of": "disagreement", "confidence": 0.95, "expected": False, "model": "abc"}
+    found.points = [replace(one, promise=other) if one.name == "careful" else one for one in plain.points]
+    found(texts[:4])
+    assert found.monitor is not None
+    assert [rung.name for rung in found.monitor.rungs] == ["reckless", "static"]
 
 
 def test_a_promise_about_errors_takes_labels(
@@ -227,3 +238,70 @@ def test_numbers_have_no_disagreement(joint_run: Callable[[str], Path], toy_data
     monitor = Monitor()
     assert offramp.load(folder, monitor=monitor)(["a gem", "the dull town"])[0].score is None
     assert monitor.texts == 2
+
+
+def test_whoever_learned_from_its_own_answers_can_be_watched(run: Path, plain: Classifier) -> None:
+    """``offramp attach`` without labels says more than the name of the trace of what its point was chosen on."""
+    from offramp.training.finish import OWN_ANSWERS
+
+    one = next(one for one in read_points(run) if one.name == "careful")
+    found = reference_of(replace(one, chosen_on=OWN_ANSWERS), run)
+    expected = reference_of(one, run)
+    assert found is not None
+    assert expected is not None
+    np.testing.assert_array_equal(found.counts, expected.counts)
+
+
+def test_the_new_point_answers_from_the_text_that_is_named(plain: Classifier, texts: list[str]) -> None:
+    """And no later than four batches after the alarm."""
+    full = plain(texts, full_depth=True)
+    first = loaded_at(plain, "reckless")(texts)
+    wrong = [text for text, a, b in zip(texts, full, first, strict=True) if a.label != b.label]
+    monitor = Monitor(shadow_every=2, come_back=False)
+    answers = loaded(plain, monitor, batch_size=2)((wrong * 300)[:300], max_risk=0.2, risk="disagreement")
+    [alarm, *_] = [event for event in monitor.events if event.kind == "risk"]
+    named = int(alarm.message.split("from text ")[1].split()[0])
+    assert {one.exit_layer for one in answers[: named - 1]} == {1}
+    assert alarm.texts < named <= alarm.texts + 1 + 4 * 2
+    assert any(one.exit_layer > 1 for one in answers[named - 1 : named + 20])
+
+
+def needs_them(answers: Any, full: Any, labels: Any) -> Any:
+    return answers.argmax(-1) != labels
+
+
+def test_a_loss_that_reads_labels_is_not_watched(
+    plain: Classifier, texts: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without them it would be found to lose nothing, for ever."""
+    found = Classifier(plain.run, plain.runtime, batch_size=4, monitor=Monitor(shadow_every=2, false_alarms=1e-6))
+    promise = {"risk": 0.2, "of": "tests.test_watch:needs_them", "confidence": 0.95, "expected": False,
+               "needs_labels": True}  # fmt: skip
+    found.points = [replace(point("own", 1.01, risk=0.2, speed=3.0), promise=promise)]
+    with caplog.at_level(logging.WARNING):
+        found(texts)
+    assert found.monitor is not None
+    assert "promises something about tests.test_watch:needs_them, and there are no labels here" in caplog.text
+    assert (found.monitor.limit, found.monitor.shadowed) == (None, 24)
+    differ = [a.label != b.label for a, b in zip(loaded_at(plain, "reckless")(texts), plain(texts, full_depth=True),
+                                                 strict=True)]  # fmt: skip
+    assert sum(differ) > 0
+    assert found.monitor.status()["risks"][0]["mean"] > 0
+
+
+def test_a_loss_that_raises_under_a_monitor_is_a_sentence(plain: Classifier, texts: list[str], tmp_path: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    (tmp_path / "raising_loss.py").write_text("def loss(answers, full, labels):\n    return 1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    found = Classifier(plain.run, plain.runtime, batch_size=4, monitor=Monitor(shadow_every=2))
+    found.points = [point("own", 1.01, risk=0.2, speed=3.0, of="raising_loss:loss")]
+    with pytest.raises(DataError, match="risk 'raising_loss:loss' raised ZeroDivisionError: division by zero"):
+        found(texts)
+
+
+def test_numbers_have_no_loss_without_labels(joint_run: Callable[[str], Path]) -> None:
+    found = offramp.load(joint_run("regression"), monitor=Monitor(shadow_every=2))
+    promise = {"risk": 0.2, "of": "m:far", "confidence": 0.95, "expected": False, "needs_labels": True}
+    found.points = [replace(found.points[0], promise=promise)]
+    with pytest.raises(UnsupportedError, match="promises something about m:far, which reads labels"):
+        found("a gem")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast, overload
@@ -12,6 +14,7 @@ from typing import Any, cast, overload
 from offramp.calibration.monitor import Monitor
 from offramp.calibration.points import OperatingPoint, read_points
 from offramp.calibration.promise import percent, promise_kind
+from offramp.calibration.risk import is_number
 from offramp.calibration.sweep import choose
 from offramp.criteria import Criterion, make
 from offramp.engine.engine import Engine
@@ -19,7 +22,7 @@ from offramp.engine.units import Finished, Unit
 from offramp.errors import DataError, KnobError, RunError
 from offramp.inputs.files import Columns
 from offramp.inputs.tokens import Encoded, Text, Tokenizer
-from offramp.run import Run
+from offramp.run import Run, weights_hash
 from offramp.runtimes import Runtime, open_runtime
 from offramp.tasks import Task, make_task
 from offramp.traces.store import load_trace
@@ -31,8 +34,12 @@ __all__ = ["Classifier", "Setting", "load"]
 
 logger = logging.getLogger(__name__)
 
-_WATCHED = 8
-"""Batches of texts that a monitor lets be on their way: what it decides holds for those after them."""
+_WATCHED = 2
+"""Batches of texts that are read at a time under a monitor. Twice as many may be on their way when it changes its mind:
+what it decides holds for those after them."""
+
+_SURE = 0.95
+"""Confidence that a promise has at least, where nobody says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -123,13 +130,13 @@ class Classifier:
     def __call__(  # type: ignore[overload-overlap]  # a string, or a tuple, is one text: never a series of texts
         self, texts: str | tuple[str, str], *, threshold: float | None = ..., speedup: float | None = ...,
         max_layers: int | None = ..., full_depth: bool = ..., knobs: Mapping[str, float] | None = ...,
-        max_risk: float | None = ..., risk: str | None = ...,
+        max_risk: float | None = ..., risk: str | None = ..., confidence: float = ...,
     ) -> Prediction: ...  # fmt: skip
     @overload
     def __call__(
         self, texts: Iterable[Text], *, threshold: float | None = ..., speedup: float | None = ...,
         max_layers: int | None = ..., full_depth: bool = ..., knobs: Mapping[str, float] | None = ...,
-        max_risk: float | None = ..., risk: str | None = ...,
+        max_risk: float | None = ..., risk: str | None = ..., confidence: float = ...,
     ) -> list[Prediction]: ...  # fmt: skip
     def __call__(
         self,
@@ -142,6 +149,7 @@ class Classifier:
         knobs: Mapping[str, float] | None = None,
         max_risk: float | None = None,
         risk: str | None = None,
+        confidence: float = _SURE,
     ) -> Prediction | list[Prediction]:
         """Classify texts. Without options, at the default operating point.
 
@@ -149,13 +157,15 @@ class Classifier:
             texts: one text, or a list of texts. A pair of texts, where the model reads pairs, is a tuple.
             threshold: the criterion's threshold.
             speedup: layer speed-up to reach: the operating point that ``offramp calibrate --speedup`` made for it, or
-                else knobs by the trace that training recorded on dev.
+                for the next higher one; or else knobs by the trace that training recorded on dev, with a warning.
             max_layers: leave after so many layers at the latest.
             full_depth: no early exit.
             knobs: any knobs of the criterion, by name.
             max_risk: the fastest operating point of those that ``offramp calibrate`` made with a promise of at most
-                so much.
+                so much, for these weights on this runtime and dtype. In float32 a promise from another runtime is
+                taken, with a warning.
             risk: which risk that is about (``disagreement``, ``error``, ...), where there are promises of several.
+            confidence: that the promise has at least; of an expected risk there is none, and it is not asked for.
 
         Returns:
             A prediction, or a list of them in the order of the texts.
@@ -166,7 +176,7 @@ class Classifier:
         """
         setting = self.setting(
             threshold=threshold, speedup=speedup, max_layers=max_layers, full_depth=full_depth, knobs=knobs,
-            max_risk=max_risk, risk=risk,
+            max_risk=max_risk, risk=risk, confidence=confidence,
         )  # fmt: skip
         if not isinstance(texts, Iterable):
             raise DataError(f"give a text or a list of texts, not {type(texts).__name__}")
@@ -185,6 +195,7 @@ class Classifier:
         knobs: Mapping[str, float] | None = None,
         max_risk: float | None = None,
         risk: str | None = None,
+        confidence: float = _SURE,
     ) -> Setting:
         """What options mean for this model: see ``__call__``."""
         wishes = {
@@ -196,6 +207,10 @@ class Classifier:
         }
         if risk is not None and max_risk is None:
             raise KnobError("risk says what max_risk is about: give max_risk with it")
+        if confidence != _SURE and max_risk is None:
+            raise KnobError("confidence says how sure a promise shall be: give max_risk with it")
+        if speedup is not None and (not is_number(speedup) or not 1 <= speedup < math.inf):
+            raise KnobError(f"a layer speed-up is 1 or more, not {speedup!r}")
         chosen = [name for name, given in wishes.items() if given]
         if (full_depth or max_risk is not None) and max_layers is not None:
             chosen.append("max_layers")  # leaving sooner than the point does is not what was promised
@@ -205,8 +220,9 @@ class Classifier:
         if full_depth:
             return Setting(make("depth", problem_type=self.run.problem_type), cap, "full depth")
         if max_risk is not None:
-            return self._as_it_is(self._promised(max_risk, risk))
-        if speedup is not None and max_layers is None and (made := self._made_for(speedup)) is not None:
+            return self._as_it_is(self._promised(max_risk, risk, confidence))
+        made = None if speedup is None else self._made_for(speedup)
+        if made is not None and max_layers is None:
             return self._as_it_is(made)
         point = self.default_point
         self._check_origin(point)
@@ -216,6 +232,13 @@ class Classifier:
             if not trace_path.is_file():
                 raise KnobError(f"no speed-up can be promised: {self.run.folder} has no trace; run `offramp record`")
             point = choose(self._as_served(load_trace(trace_path)), criterion, speedup=speedup)
+            if made is None:
+                self._warn_once(
+                    "no point for a speed-up",
+                    f"nothing was calibrated for a layer speed-up of {speedup:g}, so thresholds are chosen on the dev "
+                    f"trace of training, and nothing is promised: `offramp calibrate {self.run.folder} --data DATA "
+                    f"--speedup {speedup:g}` makes a point for it",
+                )
             return Setting(criterion, {**point.knobs, **cap}, f"layer speed-up of {speedup:g} on dev")
         given = dict(knobs or {}) if threshold is None else {"threshold": threshold}
         unknown = sorted(given.keys() - criterion.knobs.keys())
@@ -240,59 +263,123 @@ class Classifier:
     def _as_it_is(self, point: OperatingPoint) -> Setting:
         self._check_origin(point)
         criterion = make(point.criterion, **point.settings)
-        return Setting(criterion, dict(point.knobs), f"operating point {point.name!r}", point.promise, point)
+        promise = None if self._not_about_this(point) else point.promise
+        return Setting(criterion, dict(point.knobs), f"operating point {point.name!r}", promise, point)
 
-    def _promised(self, max_risk: float, risk: str | None) -> OperatingPoint:
-        """The fastest operating point whose promise is at most ``max_risk``.
+    def _promised(self, max_risk: float, risk: str | None, confidence: float) -> OperatingPoint:
+        """The fastest operating point that promises at most ``max_risk``, so sure, about what is served here.
 
         Raises:
-            KnobError: a risk that cannot be, that nothing was calibrated for, or that leaves open what it is about.
+            KnobError: a risk or confidence that cannot be, that nothing was calibrated for, or that leaves open what it
+                is about; or what was calibrated was for other weights, or another runtime or dtype.
         """
-        if not 0 < max_risk <= 1:
+        if not is_number(max_risk) or not 0 < max_risk <= 1:
             raise KnobError(f"max_risk must be above 0 and up to 1 (0.01 is one text in a hundred), not {max_risk!r}")
-        kinds = {point.name: promise_kind(point.promise) for point in self.points if point.promise is not None}
+        if not is_number(confidence) or not 0 < confidence < 1:
+            raise KnobError(f"a confidence lies between 0 and 1, such as 0.95, not {confidence!r}")
+        kinds = {point.name: promise_kind(p) for point in self.points if (p := point.promise) and "forced" not in p}
         about = sorted(set(kinds.values()) if risk is None else {risk} & set(kinds.values()))
-        option = (
-            ""
-            if risk in (None, "disagreement")
-            else f" --risk {risk}".replace("--risk expected ", "--expected --risk ")
-        )
-        command = f"`offramp calibrate {self.run.folder} --data DATA --max-risk {max_risk:g}{option}` makes one"
         if len(about) > 1:
             raise KnobError(
                 f"there are promises about {' and '.join(about)}: say which with risk={about[0]!r} (--risk)"
             )
-        promised = [point for point in self.points if kinds.get(point.name) in about]
-        kept = [point for point in promised if point.promise is not None and point.promise["risk"] <= max_risk + 1e-12]
+        command = self._calibrating(max_risk, risk, confidence)
+        promised = [(point, point.promise) for point in self.points if point.promise and kinds.get(point.name) in about]
+        small = [(point, promise) for point, promise in promised if promise["risk"] <= max_risk + 1e-12]
+        kept = [point for point, promise in small if _is_sure(promise, confidence)]
         if not promised:
-            raise KnobError(f"no operating point of {self.run.folder} has a promise{_about(risk)}: {command}")
+            raise KnobError(f"no operating point of {self.run.folder} has a promise{_about(risk)}: {command} makes one")
+        if not small:
+            least = min(promise["risk"] for _, promise in promised)
+            raise KnobError(
+                f"the smallest risk that was promised{_about(risk)} is {percent(least)}: {command} makes one"
+            )
         if not kept:
-            least = min(point.promise["risk"] for point in promised if point.promise is not None)
-            raise KnobError(f"the smallest risk that was promised{_about(risk)} is {percent(least)}: {command}")
-        return max(kept, key=lambda point: float(point.measured.get("layer_speedup", 1.0)))
+            surest = max(promise["confidence"] for _, promise in small)
+            raise KnobError(
+                f"{percent(max_risk)} was promised{_about(risk)} with a confidence of {100 * surest:g} %, not of "
+                f"{100 * confidence:g} %: {command} makes one, or ask for confidence={surest:g} (--confidence)"
+            )
+        kept.sort(key=lambda point: float(point.measured.get("layer_speedup", 1.0)), reverse=True)
+        whys = [self._not_about_this(point) for point in kept]
+        if all(whys):
+            raise KnobError(f"{whys[0]}: {command} makes one for here")
+        return kept[whys.index("")]
+
+    def _calibrating(self, max_risk: float, risk: str | None, confidence: float) -> str:
+        """The command that makes such a promise for what is served here."""
+        words = f"`offramp calibrate {self.run.folder} --data DATA --max-risk {max_risk:g}"
+        if risk not in (None, "disagreement"):
+            words += f" --risk {risk}".replace("--risk expected ", "--expected --risk ")
+        if confidence != _SURE:
+            words += f" --confidence {confidence:g}"
+        info = self.runtime.info
+        if (info.name, info.dtype) != ("torch", "float32"):
+            words += f" --runtime {info.name} --dtype {info.dtype}"
+        return f"{words}`"
+
+    def _not_about_this(self, point: OperatingPoint) -> str:
+        """Why what a point promises is not promised here; empty: it is (or there is no promise)."""
+        promise, info = point.promise, self.runtime.info
+        if promise is None:
+            return ""
+        if promise.get("model") not in (None, self._weights):
+            return (
+                f"what operating point {point.name!r} promises is about other weights than those of {self.run.folder}"
+            )
+        there = {"runtime": point.runtime, "dtype": point.dtype}
+        here = {"runtime": info.name, "dtype": info.dtype}
+        other = [name for name in there if there[name] not in ("", "unknown", here[name])]
+        if not other or (point.dtype in ("", "float32") and info.dtype == "float32"):
+            return ""  # an export gives the same numbers in float32, but for the last digits
+        return (
+            f"what operating point {point.name!r} promises is about {_listed(there, list(there))}, and this is "
+            f"{_listed(here, list(here))}"
+        )
+
+    @cached_property
+    def _weights(self) -> str:
+        """Hash of the weights, by which a promise knows its model. A second for a large model, so only when asked."""
+        return weights_hash(self.run.folder)
 
     def _made_for(self, speedup: float) -> OperatingPoint | None:
-        """The operating point that was calibrated for just this layer speed-up; the one of the default's rule first."""
-        made = [point for point in self.points if point.asked.get("speedup") == speedup]
-        return next((point for point in made if point.criterion == self.points[0].criterion), made[0] if made else None)
+        """The operating point that was calibrated for this layer speed-up, or the next higher one.
+
+        One that was forced is the last, and among equals the one of the default's rule the first.
+        """
+        found = [
+            ("forced" in (point.promise or {}), asked, point.criterion != self.points[0].criterion, place)
+            for place, point in enumerate(self.points)
+            if (asked := point.asked.get("speedup", 0.0)) >= speedup - 1e-9
+        ]
+        return self.points[min(found)[-1]] if found else None
 
     def _check_origin(self, point: OperatingPoint) -> None:
-        """Warn, once, where thresholds were chosen on other numbers than this runtime gives."""
+        """Warn, once, where a promise is about other weights, or a point of other numbers than this runtime gives."""
         info = self.runtime.info
+        if point.promise is not None and point.promise.get("model") not in (None, self._weights):
+            self._warn_once(
+                point.name,
+                f"{self._not_about_this(point)}, and is not promised here: `offramp calibrate` makes one for here",
+            )
         there = {"runtime": point.runtime, "dtype": point.dtype}
         here = {"runtime": info.name, "dtype": info.dtype}
         if not info.batch_invariant:  # else neighbours change nothing
             there["batch size"], here["batch size"] = str(point.batch_size), str(self.batch_size)
         other = [name for name in there if there[name] not in ("", "unknown", here[name])]
-        if not other or point.name in self._warned:
+        if not other:
             return
-        self._warned.add(point.name)
         lost = "" if point.promise is None else ", and what was promised there is not promised here"
-        logger.warning(
-            "operating point %r was chosen on %s and runs on %s: its thresholds may let other texts leave%s; "
-            "`offramp calibrate` makes one for here",
-            point.name, _listed(there, other), _listed(here, other), lost,
-        )  # fmt: skip
+        self._warn_once(
+            point.name,
+            f"operating point {point.name!r} was chosen on {_listed(there, other)} and runs on {_listed(here, other)}: "
+            f"its thresholds may let other texts leave{lost}; `offramp calibrate` makes one for here",
+        )
+
+    def _warn_once(self, about: str, message: str) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
+            logger.warning("%s", message)
 
     @property
     def default_point(self) -> OperatingPoint:
@@ -351,9 +438,8 @@ class Classifier:
                 f"{', '.join(repr(one.name) for one in self.points)}, by max_risk or speedup, or load without a monitor"
             )
         if self._watch is None:
-            self._watch = Watch(
-                monitor, point, self.points, folder=self.run.folder, info=self.runtime.info, task=self.task
-            )
+            usable = [one for one in self.points if not self._not_about_this(one)]  # to fall back on
+            self._watch = Watch(monitor, point, usable, folder=self.run.folder, info=self.runtime.info, task=self.task)
         if self._watch.point != point:
             raise KnobError(
                 f"the monitor watches operating point {self._watch.point.name!r}, and this is {point.name!r}: load the "
@@ -399,6 +485,10 @@ class Classifier:
         """What people read."""
         label, score = self.task.read(finished.answer)
         return Prediction(label, score, finished.exit_layer, finished.layers_executed, truncated)
+
+
+def _is_sure(promise: Mapping[str, Any], confidence: float) -> bool:
+    return bool(promise.get("expected")) or promise["confidence"] >= confidence - 1e-9
 
 
 def _about(risk: str | None) -> str:

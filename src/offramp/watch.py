@@ -28,7 +28,7 @@ from offramp.criteria import make
 from offramp.criteria.shadow import Shadow
 from offramp.engine.engine import Engine
 from offramp.engine.units import Finished, Unit, check_fits
-from offramp.errors import KnobError
+from offramp.errors import KnobError, UnsupportedError
 from offramp.runtimes.base import RuntimeInfo
 from offramp.tasks import Task
 from offramp.traces.store import load_trace
@@ -52,7 +52,7 @@ class Watch:
 
     Raises:
         KnobError: there is nothing that could be watched.
-        UnsupportedError: an operating point's criterion does not fit the model.
+        UnsupportedError: an operating point's criterion does not fit the model, or no shadow run can measure its loss.
     """
 
     def __init__(
@@ -132,6 +132,7 @@ def safer(point: OperatingPoint, points: Sequence[OperatingPoint]) -> list[Opera
         one
         for one in points
         if one.promise is not None
+        and "forced" not in one.promise
         and promise_kind(one.promise) == kind
         and one.promise["risk"] < risk
         and _speed(one) < speed
@@ -148,8 +149,11 @@ def reference_of(point: OperatingPoint, folder: Path) -> Reference | None:
     kept = point.measured.get("reference")
     if kept is not None:
         return Reference.from_json(kept)
-    path = folder / "traces" / f"{point.chosen_on}.safetensors"
-    if not point.chosen_on or not path.is_file():
+    # Where exits learned from the model's own answers, the name of the trace is followed by words that say so.
+    names = (point.chosen_on, point.chosen_on.partition(",")[0])
+    paths = [folder / "traces" / f"{name}.safetensors" for name in names if name]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
         return None
     trace = load_trace(path)
     if data_hash(trace) != point.data_hash:  # other rows, under the same name
@@ -169,12 +173,17 @@ def _loss_and_limit(
     limit = None if point.promise is None else float(point.promise["risk"])
     if monitor.shadow_every is None:
         return (lambda answers, full: []), None
-    if kind == "error":
+    if point.promise is not None and (kind == "error" or point.promise.get("needs_labels")):
+        if task.problem_type == "regression":
+            raise UnsupportedError(
+                f"operating point {point.name!r} promises something about {kind}, which reads labels, and there are "
+                "none here: leave shadow_every out, or promise a loss that does without"
+            )
         if monitor.max_risk is None:
             logger.warning(
-                "operating point %r promises something about errors, and there are no labels here: shadow runs tell "
+                "operating point %r promises something about %s, and there are no labels here: shadow runs tell "
                 "how often answers differ from the full model's, and raise no alarm; give max_risk for that",
-                point.name,
+                point.name, "errors" if kind == "error" else kind,
             )  # fmt: skip
         kind, limit = "disagreement", None
     loss = answer_loss(kind, task)

@@ -231,3 +231,17 @@ def test_a_layer_that_is_no_exit_of_the_calibration(pool: Texts) -> None:
     for layer in (1, 3, 9):
         drift.observe(layer, 0.9)
     assert drift._left.tolist() == [BINS + 1, BINS + 2]
+
+
+def test_the_first_texts_are_told_by_their_own_mean(example: Callable[..., Trace]) -> None:
+    """Not by one that begins at the calibration's: an alarm after 40 texts would name a change far too small."""
+    reference = Reference((1, 2, 3), np.array([[50, *[0] * (BINS - 1)], [0] * BINS, [0] * BINS]))
+    drift = Drift(reference, false_alarms=1e-300, rng=np.random.default_rng(0))
+    for layer in (3, 2, 3, 2):
+        drift.observe(layer, 0.9)
+    assert drift.recent_layer == pytest.approx(2.5)
+    for _ in range(96):
+        drift.observe(3, 0.9)
+    assert drift.recent_layer == pytest.approx((10 + 96 * 3) / 100)
+    drift.observe(1, 0.9)
+    assert drift.recent_layer == pytest.approx(0.99 * (10 + 96 * 3) / 100 + 0.01)

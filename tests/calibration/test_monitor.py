@@ -55,7 +55,7 @@ def test_one_text_in_so_many_is_a_shadow_run() -> None:
 
 def test_it_falls_back_to_the_safer_point_and_then_to_full_depth() -> None:
     monitor = quiet()
-    assert (monitor.point, monitor.next().rung) == ("fast", 0)
+    assert (monitor.point, monitor.rung) == ("fast", 0)
     events = run(monitor, [1.0, 0.0], texts=40)
     [event] = events
     assert (event.kind, event.point, monitor.point) == ("risk", "safe", "safe")
@@ -239,3 +239,18 @@ def test_a_monitor_goes_on_where_it_was_saved() -> None:
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(KnobError, match=message):
         Monitor(**settings)
+
+
+@pytest.mark.parametrize("on_drift", ["warn", "fall_back"])
+def test_texts_that_have_their_ticket_are_not_promised_otherwise(on_drift: Any) -> None:
+    """A stream hands out tickets ahead: the message names the first text that the new point really answers."""
+    monitor = quiet(on_drift=on_drift)
+    tickets = [monitor.next() for _ in range(30)]
+    events: list[Event] = []
+    for ticket in tickets:
+        events += monitor.observe(ticket, 1, 0.9, [1.0, 0.0])
+    [event] = events
+    assert event.texts < 30
+    assert {ticket.rung for ticket in tickets} == {0}
+    assert "from text 31 on operating point 'safe' is used" in event.message
+    assert monitor.next().rung == 1

@@ -20,7 +20,7 @@ def point(name: str = "default", **changed: Any) -> OperatingPoint:
         "knobs": {"threshold": 0.25},
         "measured": {"metric": "accuracy", "score": 0.9, "n": 872},
         "chosen_on": "dev",
-        "promise": {"risk": 0.01},
+        "promise": {"risk": 0.01, "of": "disagreement", "confidence": 0.95, "expected": False},
         "runtime": "torch",
         "batch_size": 32,
         "data_hash": "abc",
@@ -62,6 +62,38 @@ def test_files_that_cannot_be_used(tmp_path: Path, content: str, message: str) -
     (tmp_path / FILE).write_text(content)
     with pytest.raises(RunError, match=message):
         read_points(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "promise",
+    [
+        3,
+        "a lot",
+        [],
+        {},
+        {"risk": 0.01},
+        {"risk": 0.01, "of": "error"},
+        {"risk": "0.01", "of": "error", "confidence": 0.95},
+        {"risk": None, "of": "error", "confidence": 0.95},
+        {"risk": 1.5, "of": "error", "confidence": 0.95},
+        {"risk": True, "of": "error", "confidence": 0.95},
+        {"risk": 0.01, "of": 3, "confidence": 0.95},
+        {"risk": 0.01, "of": "error", "confidence": None, "expected": False},
+        {"risk": 0.01, "of": "error", "confidence": 0.95, "expected": "no"},
+        {"risk": 0.01, "of": "error", "confidence": 0.95, "n_fit": "many"},
+        {"risk": 0.01, "of": "error", "confidence": 0.95, "model": 7},
+    ],
+)
+def test_damaged_promises(tmp_path: Path, promise: Any) -> None:
+    content = {"format": 1, "points": [{"name": "a", "criterion": "edr", "promise": promise}]}
+    (tmp_path / FILE).write_text(json.dumps(content))
+    with pytest.raises(RunError, match="the promise of operating point 'a' is damaged: remove that point"):
+        read_points(tmp_path)
+
+
+def test_an_expected_risk_has_no_confidence() -> None:
+    promise = {"risk": 0.01, "of": "error", "confidence": None, "expected": True}
+    assert OperatingPoint.from_json(point(promise=promise).to_json()).promise == promise
 
 
 def test_imports_with_hardly_anything() -> None:

@@ -24,6 +24,26 @@ def test_the_sentence_a_manager_understands() -> None:
 
 
 @pytest.mark.parametrize(
+    ("leaving", "said"),
+    [
+        # By half of the layers nobody has left, and still there is something to tell.
+        ({1: 0, 2: 0, 3: 0, 4: 0, 5: 700, 6: 300}, "Of 1,000 texts 700 leave by layer 5. 1.1x"),
+        ({1: 600, 2: 100, 6: 300}, "Of 1,000 texts 600 leave by layer 1. 2.3x"),
+        (
+            {1: 0, 4: 100, 5: 200, 6: 700},
+            "Of 1,000 texts only 300 leave early, by layer 5; the others go to layer 6. 1.1x",
+        ),
+        ({3: 10, 5: 0, 6: 90}, "Of 100 texts only 10 leave early, by layer 3; the others go to layer 6. 1.1x"),
+        ({1: 0, 6: 20}, "Of 20 texts none leaves early. 1.0x"),
+        ({6: 20}, "Of 20 texts none leaves early. 1.0x"),
+        ({2: 20}, "Of 20 texts 20 leave by layer 2. 3.0x"),
+    ],
+)
+def test_where_texts_leave(leaving: dict[int, int], said: str) -> None:
+    assert summary_sentence(leaving, 6, None).startswith(said)
+
+
+@pytest.mark.parametrize(
     ("share", "text"), [(0.01, "1.0 %"), (0.0025, "0.25 %"), (0.005, "0.5 %"), (0.01482, "1.49 %"), (1, "100.0 %")]
 )
 def test_percent_is_never_said_smaller_than_it_is(share: float, text: str) -> None:
@@ -55,3 +75,22 @@ def test_the_card_gets_one_section(tmp_path: Path) -> None:
     assert "| a | edr, threshold 0.2 | 2.10x | With 95 % confidence at most 1.0 %" in page
     assert "500 texts (logs)" in page
     assert "entropy" not in page
+
+
+def test_the_card_tells_what_a_promise_rests_on(tmp_path: Path) -> None:
+    measured = {"layer_speedup": 2.1, "n": 500, "metric": "f1", "score": 0.9, "full_depth_score": 0.91,
+                "drop_interval": [0.001, 0.02], "interval_level": 0.95}  # fmt: skip
+    point = OperatingPoint(name="a", criterion="edr", promise={**PROMISE, "n_fit": 1200, "n_promise": 500},
+                           chosen_on="logs", measured=measured, runtime="onnx", dtype="int8", batch_size=16,
+                           data_hash="0123456789abcdef")  # fmt: skip
+    write_card(tmp_path, [point])
+    page = (tmp_path / "README.md").read_text()
+    assert "500 texts (logs, data hash 0123456789ab); 1,200 others tuned; onnx int8, batches of 16 |" in page
+    assert "f1 90.0 (full depth 91.0); drop between 0.1 and 2.0 points (95 % bootstrap interval, no guarantee)" in page
+
+
+def test_what_was_forced_is_worth_nothing() -> None:
+    promise = {**PROMISE, "forced": "on texts the model was trained on"}
+    said = "differ from the full model's. But that was forced, on texts the model was trained on: worth nothing."
+    assert promise_sentence(promise).endswith(said)
+    assert summary_sentence({1: 5, 2: 5}, 2, promise).endswith(said)

@@ -163,6 +163,17 @@ def test_risks_that_cannot_be(risk: float) -> None:
         check_promise(risk, 0.95)
 
 
+def test_what_no_texts_can_prove_is_a_risk_of_0_and_not_one_above_1() -> None:
+    with pytest.raises(KnobError, match="no number of texts can prove a risk of 0"):
+        check_promise(0.0, 0.95)
+    for risk in (1.5, "0.01", None, True):
+        with pytest.raises(KnobError, match="above 0 and up to 1") as said:
+            check_promise(risk, 0.95)  # type: ignore[arg-type]
+        assert "no number of texts" not in str(said.value)
+    with pytest.raises(KnobError, match="between 0 and 1"):
+        check_promise(0.01, "0.95")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("confidence", [0.0, 1.0, 95.0, float("nan")])
 def test_confidences_that_cannot_be(confidence: float) -> None:
     with pytest.raises(KnobError, match="between 0 and 1"):

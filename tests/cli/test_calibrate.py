@@ -166,6 +166,7 @@ def test_bad_traces(cli: Cli, run: Path) -> None:
         ({"model": "abc"}, "recorded from other weights"),
         ({"model": None}, "does not say which weights"),
         ({"id2label": {0: "x", 1: "y", 2: "z"}}, "single_label_classification with x, y, z, and"),
+        ({"id2label": {n: f"c{n}" for n in range(77)}}, "with c0, c1, c2, c3, c4, c5 and 71 more, and"),
         ({"hashes": hashes}, "4 of 300 rows were trained on, more than 1 %"),
     ):
         save_trace(replace(trace, **changes), run / "traces" / "bad")  # type: ignore[arg-type]
@@ -265,3 +266,181 @@ def test_predict_under_a_monitor(cli: Cli, run: Path, fresh: Path) -> None:
         "a monitor watches an operating point as it is, and this is as given: ask for one of 'default'"
     )
     assert "false_alarms is a probability" in cli("predict", run, "--monitor", "--false-alarms", 2, "a gem").error
+
+
+def promise_of(run: Path) -> dict[str, Any]:
+    promise = read_points(run)[-1].promise
+    assert promise is not None
+    return promise
+
+
+def test_what_was_forced_leaves_a_trace(cli: Cli, run: Path, toy_data: Callable[..., str]) -> None:
+    assert calibrate(cli, run, "--max-risk", 0.2).status == 0
+    train = Path(toy_data()) / "train.jsonl"
+    done = cli("calibrate", run, "--data", train, "--max-risk", 0.2, "--force")
+    assert "But that was forced, on texts the model was trained on: worth nothing." in done.out
+    [_, kept, forced] = read_points(run)
+    assert (kept.name, forced.name) == ("edr-disagreement-0.2-at-0.95", "edr-disagreement-0.2-at-0.95-forced")
+    assert promise_of(run)["forced"] == "on texts the model was trained on"
+    assert "forced, on texts the model was trained on: worth nothing" in (run / "README.md").read_text()
+    found = cli("inspect", run, "a gem", "--max-risk", 0.2, "--json").json["promise"]
+    assert found == kept.promise
+    # Where nothing had to be forced, nothing is said of it.
+    assert calibrate(cli, run, "--max-risk", 0.1, "--force").status == 0
+    assert "forced" not in promise_of(run)
+
+
+def test_another_models_trace_is_not_taken_for_this_ones(cli: Cli, run: Path) -> None:
+    trace = load_trace(run / "traces" / "rows")
+    for model, why in (("abc", "on a trace of another model"), (None, "on a trace of weights that nobody knows")):
+        save_trace(replace(trace, model=model), run / "traces" / "bad")
+        done = cli("calibrate", run, "--trace", run / "traces" / "bad", "--max-risk", 0.2, "--force", "--json").json
+        assert done["point"]["promise"]["forced"] == why
+        assert done["point"]["promise"]["model"] is None
+    assert "has a promise" in cli("predict", run, "--max-risk", 0.2, "a gem").error
+
+
+def test_a_loss_that_reads_labels_is_noted(
+    cli: Cli, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "labelled_loss.py").write_text(
+        "def wrong(answers, full, labels):\n    return (answers.argmax(-1) != labels) & (full.argmax(-1) == labels)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert calibrate(cli, run, "--max-risk", 0.1, "--risk", "labelled_loss:wrong").status == 0
+    assert promise_of(run)["needs_labels"] is True
+    done = cli("predict", run, "--max-risk", 0.1, "--shadow-every", 2, "a gem", "the town")
+    assert done.status == 0
+    assert "promises something about labelled_loss:wrong, and there are no labels here" in done.err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("def f(answers, full, labels):\n    raise ValueError('no\\nidea')\n",
+         "risk 'slip_{}:f' raised ValueError: no: mend that function"),
+        ("def f(:\n", "--risk slip_{}:f cannot be imported (SyntaxError: invalid syntax"),
+        ("1 / 0\n", "--risk slip_{}:f cannot be imported (ZeroDivisionError: division by zero): mend slip_{}"),
+        ("import sys; sys.exit(3)\n", "--risk slip_{}:f cannot be imported (SystemExit: 3): mend slip_{}"),
+        ("def g():\n    pass\n", "has no attribute 'f'): name it module:function"),
+        ("def f(answers, full, labels):\n    return [None] * len(answers)\n", "a loss that is not from 0 to 1"),
+    ],
+)  # fmt: skip
+def test_a_loss_that_does_not_work_is_a_sentence(
+    cli: Cli, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, message: str
+) -> None:
+    name = tmp_path.name  # a module is imported once
+    (tmp_path / f"slip_{name}.py").write_text(content)
+    monkeypatch.chdir(tmp_path)
+    said = calibrate(cli, run, "--max-risk", 0.1, "--risk", f"slip_{name}:f").error
+    assert message.replace("{}", name) in said
+
+
+def test_an_asked_score_stands_beside_the_promise(cli: Cli, run: Path) -> None:
+    done = calibrate(cli, run, "--max-risk", 0.1, "--metric", "f1")
+    assert "(95 % bootstrap interval, no guarantee)." in done.out
+    assert "With 95 % confidence at most 10.0 % of answers differ" in done.out
+    page = (run / "README.md").read_text()
+    assert "(95 % bootstrap interval, no guarantee)" in page
+    point = read_points(run)[-1]
+    assert point.data_hash is not None
+    assert f"180 texts (rows, data hash {point.data_hash[:12]}); 120 others tuned; torch float32, batches of 32" in page
+
+
+def test_rows_that_nobody_can_check(cli: Cli, run: Path) -> None:
+    words = ("calibrate", run, "--max-risk", 0.2, "--trace")
+    save_trace(replace(load_trace(run / "traces" / "rows"), hashes=None), run / "traces" / "bare")
+    done = cli(*words, run / "traces" / "bare")
+    assert done.err.startswith(
+        "offramp: the trace has no hashes of its rows, so it cannot be checked that the model was"
+    )
+    assert done.err.count("\n") == 1
+    (run / "training_rows.safetensors").unlink()
+    done = cli(*words, run / "traces" / "rows")
+    assert done.err.startswith(
+        f"offramp: {run} has no training_rows.safetensors, so it cannot be checked that the model"
+    )
+    assert done.err.count("\n") == 1
+
+
+def test_rows_that_chose_the_checkpoint(cli: Cli, run: Path, toy_data: Callable[..., str]) -> None:
+    for data in (("--trace", run / "traces" / "dev"), ("--data", Path(toy_data()) / "dev.jsonl")):
+        done = cli("calibrate", run, "--max-risk", 0.3, *data)
+        assert "48 of 48 rows are those of dev, which chose the checkpoint and the default operating point" in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--max-risk", 0.1, "--risk", "errors"), "no risk is called 'errors'"),
+        (("--max-risk", 0.1, "--risk", "nothing:here"), "--risk nothing:here cannot be imported"),
+        (("--max-risk", 0.001), "with 180 texts the smallest provable risk at 95 % is 1.7 %"),
+        (("--max-risk", 0.1, "--criterion", "cap"), "needs null_space"),
+        (("--max-risk", 0.1, "--tuning-share", 2), "the share of rows that tune must lie between 0 and 1"),
+        (("--max-risk", 0.1, "--metric", "f7"), "no score of such answers is called 'f7': there are accuracy, f1"),
+        (("--speedup", 0.5), "a layer speed-up is 1 or more"),
+        (("--max-drop", -1), "a drop is 0 points or more"),
+        (("--max-drop", 1, "--no-labels"), "--no-labels and --max-drop contradict each other"),
+        (("--max-risk", 0.1, "--risk", "error", "--no-labels"), "--no-labels and --risk error contradict each other"),
+        (("--max-risk", 0.1, "--label-column", "x", "--no-labels"), "--no-labels and --label_column contradict"),
+    ],
+)
+def test_what_can_be_checked_is_checked_before_the_pass(
+    cli: Cli, run: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[object, ...], message: str
+) -> None:
+    monkeypatch.setattr("offramp.engine.record.record", lambda *_, **__: pytest.fail("recorded"))
+    assert message in cli("calibrate", run, "--data", fresh, *words).error
+
+
+def test_too_few_texts_are_not_recorded(
+    cli: Cli, run: Path, fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("offramp.engine.record.record", lambda *_, **__: pytest.fail("recorded"))
+    (tmp_path / "few.jsonl").write_text("".join(line + "\n" for line in fresh.read_text().splitlines()[:39]))
+    assert "39 texts are too few" in cli("calibrate", run, "--data", tmp_path / "few.jsonl", "--max-risk", 0.3).error
+
+
+def test_labels_of_something_else_need_not_be_read(cli: Cli, run: Path, fresh: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in fresh.read_text().splitlines()]
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps(row | {"label": f"ticket {n}"}) + "\n" for n, row in enumerate(rows)))
+    words = ("calibrate", run, "--max-risk", 0.1)
+    assert "label 'ticket 0' is not one of those known" in cli(*words, "--data", path).error
+    done = cli(*words, "--data", path, "--no-labels", "--json").json
+    assert done["point"]["measured"]["metric"] == "agreement"
+    same = calibrate(cli, run, "--max-risk", 0.1, "--no-labels", "--json").json
+    assert same["point"]["measured"] == done["point"]["measured"]
+
+
+def test_a_promise_in_pieces(cli: Cli, run: Path) -> None:
+    assert calibrate(cli, run, "--max-risk", 0.1).status == 0
+    path = run / "operating_points.json"
+    content = json.loads(path.read_text())
+    content["points"][-1]["promise"] = {"risk": "small"}
+    path.write_text(json.dumps(content))
+    said = "the promise of operating point 'edr-disagreement-0.1-at-0.95' is damaged"
+    assert said in cli("predict", run, "--max-risk", 0.1, "a gem").error
+    assert said in calibrate(cli, run, "--max-risk", 0.1).error
+
+
+def test_how_sure_a_promise_shall_be(cli: Cli, run: Path, fresh: Path) -> None:
+    assert calibrate(cli, run, "--max-risk", 0.05, "--confidence", 0.5).status == 0
+    for command, more in (
+        ("predict", ["a gem"]),
+        ("inspect", ["a gem"]),
+        ("evaluate", ["--data", fresh, "--rounds", 0]),
+    ):
+        said = cli(command, run, *more, "--max-risk", 0.05).error
+        assert "5.0 % was promised with a confidence of 50 %, not of 95 %" in said
+        assert cli(command, run, *more, "--max-risk", 0.05, "--confidence", 0.5).status == 0
+        assert "give max_risk with it" in cli(command, run, *more, "--confidence", 0.5).error
+
+
+@pytest.mark.parametrize("wish", [("--speedup", 1.5), ("--max-drop", 5), ("--max-risk", 0.1)])
+def test_numbers_take_a_loss_of_ones_own(
+    cli: Cli, joint_run: Callable[[str], Path], toy_data: Callable[..., str], wish: tuple[str, float]
+) -> None:
+    run = joint_run("regression")
+    said = cli("calibrate", run, "--data", Path(toy_data("regression")) / "dev.jsonl", *wish).error
+    assert "this is regression: give a loss of your own as module:function" in said
+    assert "disagreement" not in said

@@ -127,6 +127,7 @@ def test_speedup_is_reached_on_dev(cli: Cli, trained: Path, texts_file: Path) ->
         (["--knob", "patience"], "--knob takes name=number"),
         (["--speedup", "9"], "reaches a layer speed-up of 3.00 at most"),
         (["--speedup", "0.5"], "a layer speed-up is 1 or more"),
+        (["--false-alarms", "7"], "--false-alarms is about a monitor: give --monitor or --shadow-every with it"),
         (["--dtype", "float64"], "dtype must be one of"),
         (["--dtype", "int8"], "has no int8 export: run `offramp export"),
         (["--runtime", "onxn"], "no runtime is called 'onxn'"),

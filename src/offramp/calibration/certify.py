@@ -36,7 +36,7 @@ from offramp.traces.replay import Outcome, replay
 from offramp.traces.tally import make_tally
 from offramp.traces.trace import Trace
 
-__all__ = ["FEWEST", "TUNING_SHARE", "certify", "choose_measured", "halves"]
+__all__ = ["FEWEST", "FORCED", "TUNING_SHARE", "certify", "check_enough", "choose_measured", "halves"]
 
 Floats = NDArray[np.float64]
 
@@ -45,6 +45,9 @@ TUNING_SHARE = 0.4
 
 FEWEST = 40
 """Rows below which nothing is calibrated."""
+
+FORCED = "-forced"
+"""What the names of points end in whose promise is worth nothing."""
 
 _WALKED = 60
 """Candidates at which a drop is looked at: each takes a bootstrap."""
@@ -72,6 +75,7 @@ def certify(
     metric: str | None = None,
     name: str | None = None,
     chosen_on: str = "",
+    forced: str = "",
 ) -> OperatingPoint:
     """The fastest operating point of a criterion whose risk is proved to be at most ``max_risk``.
 
@@ -88,9 +92,11 @@ def certify(
         tuning_share: of the rows, for part A.
         seed: of the split.
         max_points: thresholds tried for each setting.
-        metric: reported where there are labels; by default the task's main one.
+        metric: reported where there are labels; by default the task's main one. One that was asked for, or is no mean
+            over texts, has a bootstrap interval, and no guarantee.
         name: by default made of what was asked for.
         chosen_on: which data this is, in words.
+        forced: why the promise is worth nothing, where somebody wants it all the same; the point is called so.
 
     Raises:
         KnobError: a risk or a confidence that cannot be, or that so few rows cannot prove; the message says what they
@@ -129,10 +135,12 @@ def certify(
         "n_promise": n,
         "seen": float(asked.of(proving, outcome.answers).mean()),
         "tested": len(line),
-        "seed": seed,
-        "model": trace.model,
+        **_circumstances(trace, asked, seed, forced),
     }
-    return _point(trace, rule, knobs, _measured(proving, outcome, metric), promise, chosen_on,
+    measured = _measured(proving, outcome, metric)
+    if metric is not None or _is_no_mean(proving, outcome):
+        measured |= _interval(proving, outcome, metric, confidence, seed)
+    return _point(trace, rule, knobs, measured, promise, chosen_on,
                   name or _name(criterion, promise), {"max_risk": max_risk})  # fmt: skip
 
 
@@ -150,6 +158,7 @@ def choose_measured(
     metric: str | None = None,
     name: str | None = None,
     chosen_on: str = "",
+    forced: str = "",
 ) -> OperatingPoint:
     """An operating point chosen on part A by speed or score, and measured on part B, which did not choose it.
 
@@ -171,6 +180,7 @@ def choose_measured(
         metric: by default the task's main one.
         name: by default made of what was asked for.
         chosen_on: which data this is, in words.
+        forced: why the promise is worth nothing, where somebody wants it all the same; the point is called so.
 
     Raises:
         KnobError: not exactly one wish, or one that cannot be met.
@@ -201,8 +211,7 @@ def choose_measured(
         "n_promise": n,
         "seen": float(losses.mean()),
         "tested": 1,
-        "seed": seed,
-        "model": trace.model,
+        **_circumstances(trace, asked, seed, forced),
     }
     measured = _measured(proving, outcome, metric) | _interval(proving, outcome, metric, confidence, seed)
     kind = "-".join(f"{key.replace('_', '-')}-{value:g}" for key, value in wish.items())
@@ -260,6 +269,34 @@ def _good_enough(
     return tried.rules[int(tried.rule[best])], tried.knobs[best]
 
 
+def check_enough(
+    items: int,
+    *,
+    max_risk: float | None = None,
+    confidence: float = 0.95,
+    expected: bool = False,
+    tuning_share: float = TUNING_SHARE,
+) -> None:
+    """Raise where so many texts are too few, before anybody records them.
+
+    Raises:
+        KnobError: a share that leaves rows to one part only, or a risk that they cannot prove, were none to be lost.
+        DataError: fewer than ``FEWEST``.
+    """
+    tuning = _tuning(items, tuning_share)
+    if max_risk is not None:
+        _check_provable(items - tuning, items, max_risk, confidence, expected)
+
+
+def _tuning(items: int, share: float) -> int:
+    """How many of so many texts tune."""
+    if not 0 < share < 1:
+        raise KnobError(f"the share of rows that tune must lie between 0 and 1, not {share!r}")
+    if items < FEWEST:
+        raise DataError(f"{items} texts are too few to tune on one part and prove on the other: give {FEWEST} at least")
+    return max(1, min(items - 1, round(share * items)))
+
+
 def halves(trace: Trace, *, share: float, seed: int) -> tuple[Trace, Trace]:
     """Part A, which tunes, and part B, which proves: whole texts, drawn by the seed.
 
@@ -267,13 +304,9 @@ def halves(trace: Trace, *, share: float, seed: int) -> tuple[Trace, Trace]:
         KnobError: no share that leaves rows to both.
         DataError: fewer rows than ``FEWEST``.
     """
-    if not 0 < share < 1:
-        raise KnobError(f"the share of rows that tune must lie between 0 and 1, not {share!r}")
     items = len(trace.lengths)
-    if items < FEWEST:
-        raise DataError(f"{items} texts are too few to tune on one part and prove on the other: give {FEWEST} at least")
+    tuning = _tuning(items, share)
     order = np.random.default_rng(seed).permutation(items)
-    tuning = max(1, min(items - 1, round(share * items)))
     return trace.select(np.sort(order[:tuning])), trace.select(np.sort(order[tuning:]))
 
 
@@ -329,10 +362,15 @@ def _nothing(
         math.ceil(rate * n), n, confidence, binary=risk.binary
     )  # fmt: skip
     sure = "in expectation" if expected else f"at {100 * confidence:g} %"
+    lost = f"the first step that saves layers lost {percent(rate)} on the {n_tuning} texts that tune"
+    # What would have done by these can still fail on the others, and then it is they who say so.
+    if possible <= max_risk:
+        lost += ", but too much on those that prove"
+    else:
+        lost += f" and would take about {percent(possible)}"
     return (
         f"nothing faster than full depth can be promised {sure} on {n} texts for a risk ({risk.name}) of "
-        f"{percent(max_risk)}: the first step that saves layers lost {percent(rate)} on the {n_tuning} texts that tune "
-        f"and would take about {percent(possible)}; allow more risk, give more texts, or try another criterion"
+        f"{percent(max_risk)}: {lost}; allow more risk, give more texts, or try another criterion"
     )
 
 
@@ -352,6 +390,20 @@ def _measured(trace: Trace, outcome: Outcome, metric: str | None) -> dict[str, A
     if trace.labels is None:
         score["metric"], values = "agreement", {"agreement": values[main]}
     return score | speeds | {"n": trace.num_units, "metrics": values, "exits": exits}
+
+
+def _circumstances(trace: Trace, risk: Risk, seed: int, forced: str) -> dict[str, Any]:
+    """What else there is to know of a promise."""
+    found: dict[str, Any] = {"seed": seed, "model": trace.model, "needs_labels": risk.needs_labels}
+    return found | {"forced": forced} if forced else found
+
+
+def _is_no_mean(trace: Trace, outcome: Outcome) -> bool:
+    """Whether the task's main metric is none over texts, such as F1: a difference of two of them says little alone."""
+    if trace.labels is None:
+        return False
+    tally = make_tally(trace)
+    return tally.means(outcome.answers, tally.check(None)) is None
 
 
 def _interval(trace: Trace, outcome: Outcome, metric: str | None, level: float, seed: int) -> dict[str, Any]:
@@ -394,6 +446,8 @@ def _point(
     name: str,
     asked: dict[str, float],
 ) -> OperatingPoint:
+    if "forced" in promise and not name.endswith(FORCED):
+        name += FORCED  # so that it never takes the place of an honest one
     return OperatingPoint(
         name=name,
         criterion=rule.name,

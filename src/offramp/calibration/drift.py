@@ -34,7 +34,7 @@ _LOWEST, _WIDTH = -6.0, 0.25
 """Log-odds at which the first bin begins, and how wide each is."""
 
 _RECENT = 0.01
-"""Share of the newest text in the running mean that messages tell."""
+"""Share of the newest text in the running mean that messages tell; of the first hundred it is the plain mean."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +167,7 @@ class Drift:
             factors[1] = 1  # nothing to bet on
         self._bets.take(factors)
         self.texts += 1
-        self.recent_layer += _RECENT * (layer - self.recent_layer)
+        self.recent_layer += max(_RECENT, 1 / self.texts) * (layer - self.recent_layer)
         self._rang = self.wealth >= self._needed
 
     def _rank(self, counts: NDArray[np.int64], place: int) -> float:

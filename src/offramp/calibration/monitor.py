@@ -150,7 +150,7 @@ class Monitor:
         """Forget all that was seen: somebody has looked, and trusts the operating point again."""
         self.texts = self.shadowed = 0
         self.events: list[Event] = []
-        self._epoch = self._asked = self._turn = 0
+        self._epoch = self._asked = self._turn = self._given = 0
         self._watched = [_Watched() for _ in self.rungs]
         for watched in self._watched:
             watched.begin(self.limit, self._share)
@@ -181,6 +181,7 @@ class Monitor:
     def next(self) -> Ticket:
         """What is to be done with the next text of the stream."""
         whole = False
+        self._given += 1
         if self.shadow_every is not None:
             place = self._asked % self.shadow_every
             if place == 0:  # one text in each so many, no one knows which: the stream may have a rhythm of its own
@@ -254,19 +255,24 @@ class Monitor:
         message = (
             f"operating point {self.rungs[before].name!r} loses more than the {percent(self.limit)} it shall keep: "
             f"{seen.total:g} of {seen.n:,} shadow runs, so at least {percent(seen.lower(self.confidence))} of all with "
-            f"{sure} confidence; from text {self.texts + 1:,} on {self._instead()}"
+            f"{sure} confidence; {self._instead()}"
         )
         return Event("risk", self.texts, self.point, message)
 
     def _instead(self) -> str:
         used = "full depth is used" if self.point == FULL_DEPTH else f"operating point {self.point!r} is used"
         proved = self.come_back and self.shadow_every is not None and self.limit is not None
-        return f"{used} until {'shadow runs prove the risk anew' if proved else 'somebody resets the monitor'}"
+        until = "shadow runs prove the risk anew" if proved else "somebody resets the monitor"
+        return f"{self._from_here()} {used} until {until}"
+
+    def _from_here(self) -> str:
+        """Texts that have their ticket already are answered as it says."""
+        return f"from text {max(self._given, self.texts) + 1:,} on"
 
     def _came_back(self) -> Event:
         assert self.limit is not None
         message = (
-            f"operating point {self.point!r} is used again from text {self.texts + 1:,} on: shadow runs since it was "
+            f"operating point {self.point!r} is used again {self._from_here()}: shadow runs since it was "
             f"left prove that it loses at most {percent(self.limit)}"
         )
         return Event("back", self.texts, self.point, message)

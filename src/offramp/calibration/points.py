@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from offramp.calibration.risk import is_number
 from offramp.errors import RunError
 from offramp.traces.files import write_atomically
 
@@ -35,7 +36,8 @@ class OperatingPoint:
     """Which data, in words."""
     promise: dict[str, Any] | None = None
     """A guarantee, where calibration gave one: risk, of (which risk), confidence, expected, method, n_fit, n_promise,
-    seen (the mean loss on the rows that promise), tested, seed, model (hash of the weights)."""
+    seen (the mean loss on the rows that promise), tested, seed, model (hash of the weights), needs_labels (its loss
+    reads them), and forced, where it is worth nothing: why."""
     asked: dict[str, float] = field(default_factory=dict)
     """What calibration was asked for: speedup, max_drop or max_risk."""
     runtime: str = ""
@@ -71,7 +73,33 @@ class OperatingPoint:
         wrong = [key for key in ("settings", "knobs", "measured", "asked") if not isinstance(value.get(key, {}), dict)]
         if wrong:
             raise RunError(f"{wrong[0]} of operating point {value['name']!r} must be a JSON object")
+        if not _is_promise(value.get("promise")):
+            raise RunError(
+                f"the promise of operating point {value['name']!r} is damaged: remove that point from {FILE}, and run "
+                "`offramp calibrate` again"
+            )
         return cls(**value)
+
+
+def _is_promise(value: Any) -> bool:
+    """Whether what others read of a promise is there, and is what it should be."""
+    if value is None:
+        return True
+    if not isinstance(value, dict) or not isinstance(value.get("of"), str):
+        return False
+    numbers = {"risk": value.get("risk"), "confidence": value.get("confidence")}
+    if value.get("expected", False) is True:
+        numbers.pop("confidence")
+    within = all(one is not None and is_number(one) and 0 <= one <= 1 for one in numbers.values())
+    counts = (value.get(key, 0) for key in ("n_fit", "n_promise"))
+    words = (value.get(key) for key in ("model", "forced"))
+    flags = (value.get(key, False) for key in ("expected", "needs_labels"))
+    return (
+        within
+        and all(isinstance(one, int) for one in counts)
+        and all(one is None or isinstance(one, str) for one in words)
+        and all(isinstance(one, bool) for one in flags)
+    )
 
 
 def write_points(folder: Path | str, points: Iterable[OperatingPoint]) -> None:

@@ -11,6 +11,7 @@ and that order was made on other rows. Nothing here knows of traces, criteria or
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ __all__ = [
     "conformal_accepted",
     "conformal_limit",
     "hoeffding_bentkus_p",
+    "is_number",
     "p_values",
     "smallest_provable",
     "texts_needed",
@@ -37,14 +39,17 @@ _ROUNDING = 1e-9
 """Losses of which some are no whole numbers add up to a whole number but for this."""
 
 
+def is_number(value: object) -> bool:
+    """Whether something is a real number; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def check_promise(risk: float, confidence: float) -> None:
     """Raise KnobError where a risk or a confidence cannot be promised."""
-    if not 0 < risk <= 1:
-        raise KnobError(
-            f"a risk is promised above 0 and up to 1 (0.01 is one text in a hundred), not {risk!r}: no number of texts "
-            "can prove a risk of 0"
-        )
-    if not 0 < confidence < 1:
+    if not is_number(risk) or not 0 < risk <= 1:
+        never = ": no number of texts can prove a risk of 0" if risk == 0 else ""
+        raise KnobError(f"a risk is promised above 0 and up to 1 (0.01 is one text in a hundred), not {risk!r}{never}")
+    if not is_number(confidence) or not 0 < confidence < 1:
         raise KnobError(f"a confidence lies between 0 and 1, such as 0.95, not {confidence!r}")
 
 

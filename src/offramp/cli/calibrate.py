@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from offramp.run import Run, weights_hash
 if TYPE_CHECKING:
     from offramp.calibration.points import OperatingPoint
     from offramp.criteria import Criterion
+    from offramp.pipeline import Classifier
     from offramp.traces.trace import Trace
 
 
@@ -86,6 +88,9 @@ def calibrate(
     ] = False,
     text_columns: Columns = None,
     label_column: LabelColumn = None,
+    labels: Annotated[
+        bool, typer.Option("--labels/--no-labels", help="Read labels where there are any, or leave them alone.")
+    ] = True,
     batch_size: BatchSize = 32,
     device: Device = None,
     dtype: Annotated[
@@ -96,40 +101,83 @@ def calibrate(
 ) -> None:
     """Choose an operating point by risk, speed or score, and say what can be promised of it."""
     from offramp.calibration.points import read_points
-    from offramp.calibration.risk import check_promise
     from offramp.traces.store import save_trace
 
     wishes = {"max_risk": max_risk, "speedup": speedup, "max_drop": max_drop}
-    if sum(value is not None for value in wishes.values()) != 1:
-        raise KnobError("give exactly one of --max-risk, --speedup and --max-drop")
     if (data is None) == (trace is None):
         raise KnobError("give --data to record and calibrate on, or --trace for one that is recorded")
-    if expected and max_risk is None:
-        raise KnobError("--expected is about a risk that is asked for: give --max-risk with it")
-    check_promise(0.5 if max_risk is None else max_risk, confidence)
+    need_labels = max_drop is not None or risk == "error"
+    if not labels and (need_labels or label_column is not None):
+        other = "--label_column" if label_column is not None else "--max-drop" if risk != "error" else "--risk error"
+        raise KnobError(f"--no-labels and {other} contradict each other: give one")
     opened = Run.open(run)
+    _check_wishes(wishes, confidence=confidence, expected=expected, risk=risk, problem_type=opened.problem_type)
+    loss = _loss(risk)
     points = read_points(opened.folder)
     rule, fixed = _criterion(opened, points, criterion, parse_settings(settings))
     if trace is not None:
-        recorded, told = _from_trace(opened, trace, runtime=runtime, dtype=dtype, force=force), trace.stem
+        recorded, forced = _from_trace(opened, trace, runtime=runtime, dtype=dtype, force=force)
+        told = trace.stem
     else:
-        from offramp.cli.recording import record_data, trace_name
+        from offramp.cli.recording import check_unseen, record_data, trace_name
+
+        def check(classifier: Classifier, texts: int) -> None:
+            more = {"confidence": confidence, "expected": expected, "tuning_share": tuning_share}
+            _check_before(classifier, texts, rule, max_risk=max_risk, metric=metric, **more)
 
         assert data is not None
         recorded, _ = record_data(
             run, data, text_columns=split_columns(text_columns), label_column=label_column, batch_size=batch_size,
-            device=device, dtype=dtype or "float32", runtime=runtime, unseen=not force,
-            need_labels=max_drop is not None or risk == "error",
+            device=device, dtype=dtype or "float32", runtime=runtime, unseen=not force, need_labels=need_labels,
+            read_labels=labels, check=check,
         )  # fmt: skip
+        forced = check_unseen(opened, recorded.hashes, force=True) if force else ""
         told = trace_name(data)
         save_trace(recorded, run / "traces" / told)
+    if not labels:
+        recorded = replace(recorded, labels=None)
     more: dict[str, Any] = {
-        "confidence": confidence, "risk": _loss(risk), "fixed": fixed, "tuning_share": tuning_share, "seed": seed,
-        "metric": metric, "name": name, "chosen_on": told,
+        "confidence": confidence, "risk": loss, "fixed": fixed, "tuning_share": tuning_share, "seed": seed,
+        "metric": metric, "name": name, "chosen_on": told, "forced": forced,
     }  # fmt: skip
     point = _remembered(_point(recorded, rule, wishes, expected=expected, more=more), recorded, tuning_share, seed)
     _save(opened, points, point, default=default or not points)
     _show(point, recorded, as_json)
+
+
+def _check_wishes(
+    wishes: Mapping[str, float | None], *, confidence: float, expected: bool, risk: str, problem_type: str
+) -> None:
+    """Raise KnobError or UnsupportedError for what no data could bring."""
+    from offramp.calibration.losses import check_risk
+    from offramp.calibration.risk import check_promise
+
+    max_risk, speedup, max_drop = (wishes[wish] for wish in ("max_risk", "speedup", "max_drop"))
+    if sum(value is not None for value in wishes.values()) != 1:
+        raise KnobError("give exactly one of --max-risk, --speedup and --max-drop")
+    if expected and max_risk is None:
+        raise KnobError("--expected is about a risk that is asked for: give --max-risk with it")
+    check_promise(0.5 if max_risk is None else max_risk, confidence)
+    if speedup is not None and not 1 <= speedup < math.inf:
+        raise KnobError(f"a layer speed-up is 1 or more, not {speedup:g}")
+    if max_drop is not None and not max_drop >= 0:
+        raise KnobError(f"a drop is 0 points or more, not {max_drop:g}")
+    if ":" not in risk:
+        check_risk(risk, problem_type)
+
+
+def _check_before(
+    classifier: Classifier, texts: int, rule: Criterion, *, max_risk: float | None, metric: str | None, **more: Any
+) -> None:
+    """Raise for what would come to nothing, before every layer is run for every text."""
+    from offramp.calibration.certify import check_enough
+    from offramp.engine.units import check_fits
+
+    check_enough(texts, max_risk=max_risk, **more)
+    check_fits(rule, classifier.runtime.info)
+    mains = classifier.task.mains
+    if metric is not None and metric not in mains:
+        raise KnobError(f"no score of such answers is called {metric!r}: there are {', '.join(mains)}")
 
 
 def _point(
@@ -176,8 +224,10 @@ def _loss(risk: str) -> Any:
     return import_loss(risk) if ":" in risk else risk
 
 
-def _from_trace(run: Run, path: Path, *, runtime: str | None, dtype: str | None, force: bool) -> Trace:
+def _from_trace(run: Run, path: Path, *, runtime: str | None, dtype: str | None, force: bool) -> tuple[Trace, str]:
     """A trace that is of this very model, of the runtime that is asked for, and of rows that were not trained on.
+
+    With ``force`` it may be of another model (and then does not say of which), or of such rows; what is forced is told.
 
     Raises:
         RunError: it is of another model or runtime.
@@ -189,21 +239,25 @@ def _from_trace(run: Run, path: Path, *, runtime: str | None, dtype: str | None,
     trace = load_trace(path)
     if trace.problem_type != run.problem_type or (run.id2label and dict(trace.id2label) != run.id2label):
         raise DataError(
-            f"{path} is of {trace.problem_type} with {', '.join(trace.id2label.values())}, and {run.folder} of "
-            f"{run.problem_type} with {', '.join(run.id2label.values())}: give a trace of this run"
+            f"{path} is of {trace.problem_type} with {_names(trace.id2label)}, and {run.folder} of "
+            f"{run.problem_type} with {_names(run.id2label)}: give a trace of this run"
         )
     for what, there, wanted in (("runtime", trace.runtime, runtime), ("dtype", trace.dtype, dtype)):
         if wanted not in (None, there):
             raise RunError(f"{path} was recorded on {what} {there}, not {wanted}: record it on what will serve")
-    if force:
-        return trace
-    if trace.model is None:
-        raise RunError(f"{path} does not say which weights it was recorded from: record it again, or give --force")
     if trace.model != weights_hash(run.folder):
-        raise RunError(f"{path} was recorded from other weights than those of {run.folder}: record it again")
-    if trace.hashes is not None:
-        check_unseen(run, trace.hashes)
-    return trace
+        if trace.model is None and not force:
+            raise RunError(f"{path} does not say which weights it was recorded from: record it again, or give --force")
+        if not force:
+            raise RunError(f"{path} was recorded from other weights than those of {run.folder}: record it again")
+        whose = "of weights that nobody knows" if trace.model is None else "of another model"
+        return replace(trace, model=None), f"on a trace {whose}"
+    return trace, check_unseen(run, trace.hashes, force=force)
+
+
+def _names(id2label: Mapping[int, str], most: int = 6) -> str:
+    names = [id2label[number] for number in sorted(id2label)]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _save(run: Run, points: Sequence[OperatingPoint], point: OperatingPoint, *, default: bool) -> None:
@@ -244,14 +298,12 @@ def _show(point: OperatingPoint, trace: Trace, as_json: bool) -> None:
 
 def _scores(measured: Mapping[str, Any]) -> list[str]:
     """Score against full depth on the texts of the promise; with its interval, where there is one."""
+    from offramp.calibration.promise import drop_interval
+
     if "metric" not in measured:
         return []
     line = (
         f"{measured['metric']} {100 * measured['score']:.1f} against {100 * measured['full_depth_score']:.1f} at full "
         "depth"
     )
-    if "drop_interval" in measured:
-        low, high = (100 * end for end in measured["drop_interval"])
-        level = 100 * measured["interval_level"]
-        line += f"; drop between {low:.1f} and {high:.1f} points ({level:g} % bootstrap interval, no guarantee)"
-    return [line + "."]
+    return [f"{line}; {drop_interval(measured)}." if "drop_interval" in measured else f"{line}."]

@@ -20,9 +20,9 @@ from tqdm import tqdm
 from offramp.errors import KnobError
 
 __all__ = [
-    "BatchSize", "Columns", "Device", "Dtype", "FullDepth", "Json", "KnobValues", "LabelColumn", "Lanes", "MaxLayers",
-    "MaxRisk", "RiskKind", "RunFolder", "RuntimeName", "Speedup", "Threads", "Threshold", "console", "parse_knobs",
-    "parse_settings", "print_json", "progress", "quiet_transformers", "show", "split_columns",
+    "BatchSize", "Columns", "Confidence", "Device", "Dtype", "FullDepth", "Json", "KnobValues", "LabelColumn", "Lanes",
+    "MaxLayers", "MaxRisk", "RiskKind", "RunFolder", "RuntimeName", "Speedup", "Threads", "Threshold", "console",
+    "parse_knobs", "parse_settings", "print_json", "progress", "quiet_transformers", "show", "split_columns",
 ]  # fmt: skip
 
 RunFolder = Annotated[Path, typer.Argument(help="Run folder that `offramp train` wrote.", metavar="RUN")]
@@ -59,11 +59,14 @@ Threshold = Annotated[
 ]
 Speedup = Annotated[
     float | None,
-    typer.Option(metavar="X", help="Layer speed-up to reach: the point calibrated for it, or by the trace of dev."),
+    typer.Option(metavar="X", help="Layer speed-up to reach: the point calibrated for so much, or by dev's trace."),
 ]
 MaxRisk = Annotated[
     float | None,
     typer.Option(metavar="X", help="Risk promised at most, such as 0.01: the fastest calibrated point that keeps it."),
+]
+Confidence = Annotated[
+    float, typer.Option(metavar="X", help="That the promise of --max-risk has at least.", show_default=True)
 ]
 RiskKind = Annotated[
     str | None,

@@ -11,6 +11,7 @@ from offramp.cli import app
 from offramp.cli.common import (
     BatchSize,
     Columns,
+    Confidence,
     Device,
     Dtype,
     FullDepth,
@@ -42,6 +43,7 @@ def evaluate(
     speedup: Speedup = None,
     max_risk: MaxRisk = None,
     risk: RiskKind = None,
+    confidence: Confidence = 0.95,
     knob: KnobValues = None,
     max_layers: MaxLayers = None,
     full_depth: FullDepth = False,
@@ -70,7 +72,7 @@ def evaluate(
     classifier = load(run, runtime=runtime, device=device, dtype=dtype, batch_size=batch_size, threads=threads)
     setting = classifier.setting(
         threshold=threshold, speedup=speedup, max_layers=max_layers, full_depth=full_depth, knobs=parse_knobs(knob),
-        max_risk=max_risk, risk=risk,
+        max_risk=max_risk, risk=risk, confidence=confidence,
     )  # fmt: skip
     examples = load_examples(
         data, classifier.task, text_columns=split_columns(text_columns), label_column=label_column,

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from offramp.cli import app
 from offramp.cli.common import (
+    Confidence,
     Device,
     FullDepth,
     Json,
@@ -47,6 +48,7 @@ def inspect(
     speedup: Speedup = None,
     max_risk: MaxRisk = None,
     risk: RiskKind = None,
+    confidence: Confidence = 0.95,
     knob: KnobValues = None,
     max_layers: MaxLayers = None,
     full_depth: FullDepth = False,
@@ -65,7 +67,7 @@ def inspect(
     _check_number(classifier.columns, 1 if second is None else 2)
     setting = classifier.setting(
         threshold=threshold, speedup=speedup, max_layers=max_layers, full_depth=full_depth, knobs=parse_knobs(knob),
-        max_risk=max_risk, risk=risk,
+        max_risk=max_risk, risk=risk, confidence=confidence,
     )  # fmt: skip
     result = inspect_text(classifier, setting, text if second is None else (text, second))
     if as_json:

@@ -14,6 +14,7 @@ from offramp.cli import app
 from offramp.cli.common import (
     BatchSize,
     Columns,
+    Confidence,
     Device,
     Dtype,
     FullDepth,
@@ -34,6 +35,8 @@ from offramp.cli.common import (
 from offramp.errors import DataError, KnobError
 from offramp.inputs import files
 from offramp.inputs.tokens import Text
+
+_FALSE_ALARMS = 0.01
 
 CHUNK = 1024
 """Texts among which those of like length are computed together."""
@@ -60,6 +63,7 @@ def predict(
     speedup: Speedup = None,
     max_risk: MaxRisk = None,
     risk: RiskKind = None,
+    confidence: Confidence = 0.95,
     knob: KnobValues = None,
     max_layers: MaxLayers = None,
     full_depth: FullDepth = False,
@@ -79,8 +83,9 @@ def predict(
         ),
     ] = None,
     false_alarms: Annotated[
-        float, typer.Option(metavar="X", help="Probability that the monitor ever rings for nothing.")
-    ] = 0.01,
+        float | None,
+        typer.Option(metavar="X", help="Probability that the monitor ever rings for nothing; by default 0.01."),
+    ] = None,
 ) -> None:
     """Classify texts, in their order: one JSON object a line with label, score, exit_layer and layers_executed.
 
@@ -96,13 +101,17 @@ def predict(
     if check_installed(runtime, run, device=device, dtype=dtype) == "torch":
         quiet_transformers()
     watched = monitor or shadow_every is not None
+    if false_alarms is not None and not watched:
+        raise KnobError("--false-alarms is about a monitor: give --monitor or --shadow-every with it")
     classifier = load(
         run, runtime=runtime, device=device, dtype=dtype, batch_size=batch_size, threads=threads, lanes=lanes,
-        monitor=Monitor(false_alarms=false_alarms, shadow_every=shadow_every) if watched else None,
+        monitor=Monitor(false_alarms=_FALSE_ALARMS if false_alarms is None else false_alarms, shadow_every=shadow_every)
+        if watched
+        else None,
     )  # fmt: skip
     setting = classifier.setting(
         threshold=threshold, speedup=speedup, max_layers=max_layers, full_depth=full_depth, knobs=parse_knobs(knob),
-        max_risk=max_risk, risk=risk,
+        max_risk=max_risk, risk=risk, confidence=confidence,
     )  # fmt: skip
     if classifier.monitor is not None:
         classifier.watch(classifier.monitor, setting)  # what cannot be watched is said before the first answer

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +14,12 @@ import numpy.typing as npt
 from offramp.cli.common import progress, quiet_transformers
 from offramp.errors import DataError
 from offramp.inputs.tokens import Text
-from offramp.run import Run, weights_hash
+from offramp.run import TRAINING_ROWS, Run, weights_hash
+from offramp.tasks import Task
 from offramp.traces.trace import Trace
+
+if TYPE_CHECKING:
+    from offramp.pipeline import Classifier
 
 logger = logging.getLogger(__name__)
 
@@ -47,20 +52,66 @@ def warn_of_trained(run: Run, texts: Sequence[Text]) -> None:
         logger.warning("%d of %d rows were trained on: what is measured on them is too kind", known, len(texts))
 
 
-def check_unseen(run: Run, hashes: npt.NDArray[np.uint64]) -> None:
+def check_unseen(run: Run, hashes: npt.NDArray[np.uint64] | None, *, force: bool = False) -> str:
     """Refuse rows that the model was trained on, where they are more than ``MOST_TRAINED``; fewer are only told.
+
+    So are rows of dev, which chose the checkpoint, and that it cannot be told which rows these are.
+
+    Args:
+        run: whose model it is.
+        hashes: of the rows; None: not known.
+        force: do not refuse them.
+
+    Returns:
+        Why a promise on these rows is worth nothing, where it was forced; else nothing.
 
     Raises:
         DataError: too many.
     """
+    if hashes is None or not (run.folder / TRAINING_ROWS).is_file():
+        missing = "the trace has no hashes of its rows" if hashes is None else f"{run.folder} has no {TRAINING_ROWS}"
+        logger.warning(
+            "%s, so it cannot be checked that the model was not trained on these rows: make sure of it, a promise on "
+            "such rows is worth nothing", missing,
+        )  # fmt: skip
+    if hashes is None:
+        return ""
     known = int(np.isin(hashes, run.training_hashes).sum())
     if known > MOST_TRAINED * len(hashes):
+        if force:
+            return "on texts the model was trained on"
         raise DataError(
             f"{known} of {len(hashes)} rows were trained on, more than {100 * MOST_TRAINED:g} %: what a model does on "
             "rows it knows promises nothing for others; give rows it has not seen, or --force"
         )
     if known:
         logger.warning("%d of %d rows were trained on: too few to matter much", known, len(hashes))
+    _warn_of_dev(run, hashes)
+    return ""
+
+
+def _warn_of_dev(run: Run, hashes: npt.NDArray[np.uint64]) -> None:
+    """Say so where rows are those by which training chose."""
+    from offramp.traces.store import load_trace
+
+    path = run.folder / "traces" / "dev.safetensors"
+    dev = load_trace(path).hashes if path.is_file() else None
+    known = 0 if dev is None else int(np.isin(hashes, dev).sum())
+    if known > MOST_TRAINED * len(hashes):
+        logger.warning(
+            "%d of %d rows are those of dev, which chose the checkpoint and the default operating point: what is "
+            "promised on them is too kind, give other rows", known, len(hashes),
+        )  # fmt: skip
+
+
+class _NoLabels:
+    """In place of a task: rows of which the labels are not to be read, whatever they are."""
+
+    def __init__(self, task: Task) -> None:
+        self.problem_type = task.problem_type
+
+    def encode_all(self, raws: Sequence[object], wheres: Sequence[str]) -> None:
+        """None."""
 
 
 def record_data(
@@ -75,10 +126,14 @@ def record_data(
     dtype: str | None = None,
     runtime: str | None = None,
     unseen: bool = False,
+    read_labels: bool = True,
+    check: Callable[[Classifier, int], None] | None = None,
 ) -> tuple[Trace, list[Text]]:
     """One full pass over a data set, through torch unless told otherwise; the trace, and the texts in its order.
 
     ``unseen``: complain of rows that were trained on (``check_unseen``) instead of warning, before the pass.
+    ``read_labels``: False: there are none in the trace. ``check``: is given the classifier and the number of texts
+    before the pass, and may raise.
     """
     from offramp.engine.record import record
     from offramp.pipeline import load
@@ -90,10 +145,13 @@ def record_data(
     check_installed(runtime, run, dtype=dtype)
     quiet_transformers()
     classifier = load(run, runtime=runtime, device=device, dtype=dtype, batch_size=batch_size)
+    task = classifier.task if read_labels else cast("Task", _NoLabels(classifier.task))
     examples = load_examples(
-        data, classifier.task, text_columns=text_columns, label_column=label_column, prefer=classifier.columns,
+        data, task, text_columns=text_columns, label_column=label_column, prefer=classifier.columns,
         need_labels=need_labels,
     )  # fmt: skip
+    if check is not None:
+        check(classifier, len(examples.texts))
     if unseen:
         check_unseen(classifier.run, row_hashes(examples.texts))
     else:

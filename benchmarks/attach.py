@@ -1,0 +1,122 @@
+"""Exits for a model that is there already: what attaching takes, and what the exits then save (docs/calibration.md).
+
+    python benchmarks/attach.py --model MODEL --data FILE [--texts 2500 1250 1250] [--recipe NAME] [--rounds N]
+
+FILE is read for its texts alone, drawn apart by seed: exits are attached on the first part (beside the time of one pass
+of the model alone, transformers, over the same texts), operating points calibrated on the second, and on the third the
+wall clock is measured: at full depth and at each point, interleaved, in torch. What counts is agreement with the full
+model; nobody's labels are read. Nothing else should run on the machine. Writes benchmarks/results/attach.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification
+
+import offramp
+from offramp.bench.provenance import provenance, write_result
+from offramp.cli.common import quiet_transformers
+from offramp.inputs.batching import length_sorted, pad
+from offramp.inputs.tokens import Encoded, Tokenizer
+
+RESULT = Path(__file__).parent / "results" / "attach.json"
+POINTS = {
+    "99 % agreement, no promise": ("--max-drop", "1"),
+    "1 % of answers differ at most, promised": ("--max-risk", "0.01"),
+    "5 % of answers differ at most, promised": ("--max-risk", "0.05"),
+}
+ROWS = 32
+
+
+def one_pass(model: Any, texts: Sequence[Encoded]) -> float:
+    """Seconds that the model alone takes for all texts, in batches of like length."""
+    start = time.perf_counter()
+    with torch.inference_mode():
+        for rows in length_sorted([len(text) for text in texts], max_rows=ROWS):
+            given = pad([texts[row] for row in rows], rows.tolist(), pad_token=0, token_types=False)
+            ids, lengths = torch.from_numpy(given["tokens"]).long(), torch.from_numpy(given["lengths"])
+            model(input_ids=ids, attention_mask=(torch.arange(ids.shape[1]) < lengths[:, None]).long())
+    return time.perf_counter() - start
+
+
+def offramp_says(*words: str) -> Any:
+    """What a command prints with --json."""
+    done = subprocess.run([sys.executable, "-m", "offramp", *words, "--json"], check=True, capture_output=True)
+    return json.loads(done.stdout)
+
+
+def write(path: Path, texts: Sequence[str], labels: Sequence[str] | None = None) -> str:
+    rows = [{"text": text} | ({} if labels is None else {"label": labels[n]}) for n, text in enumerate(texts)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def attached(given: Any, data: str, out: Path) -> float:
+    """Seconds of the whole command, as a user types it."""
+    recipe = [] if given.recipe is None else ["--recipe", given.recipe]
+    command = ["attach", given.model, "--data", data, "--no-labels", "--out", str(out), *recipe]
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "offramp", *command], check=True)
+    return time.perf_counter() - start
+
+
+def point(run: Path, calibrate: str, last: str, wish: Sequence[str], rounds: int) -> dict[str, Any]:
+    """An operating point, and what it does to texts that had no part in it."""
+    made = offramp_says("calibrate", str(run), "--data", calibrate, *wish, "--default", "--name", "measured")
+    found = offramp_says("evaluate", str(run), "--data", last, "--rounds", str(rounds), "--batch-size", str(ROWS))
+    return {"calibrated": made, "agreement": found["accuracy"], **found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--texts", type=int, nargs=3, default=[2500, 1250, 1250])
+    parser.add_argument("--recipe")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    quiet_transformers()
+    lines = given.data.read_text(encoding="utf-8").splitlines()
+    texts = list(dict.fromkeys(json.loads(line)["text"] for line in lines))
+    order = np.random.default_rng(given.seed).permutation(len(texts))
+    first, second, third = (
+        [texts[row] for row in part] for part in np.split(order, np.cumsum(given.texts))[:3]
+    )  # fmt: skip
+    tokenizer = Tokenizer.from_folder(Path(given.model), max_length=512)
+    model = AutoModelForSequenceClassification.from_pretrained(given.model).eval()
+    passes = [one_pass(model, tokenizer.encode(first)) for _ in range(2)]
+    del model
+    with tempfile.TemporaryDirectory(prefix="offramp-attach-") as work:
+        run, folder = Path(work) / "run", Path(work)
+        seconds = attached(given, write(folder / "attach.jsonl", first), run)
+        full = offramp.load(run, device="cpu")
+        last, calibrate = (
+            write(folder / name, part, [str(each.label) for each in full(part, full_depth=True)])
+            for name, part in (("last.jsonl", third), ("calibrate.jsonl", second))
+        )
+        points = {name: point(run, calibrate, last, wish, given.rounds) for name, wish in POINTS.items()}
+        recipe = full.run.recipe
+    write_result(
+        RESULT,
+        {
+            **provenance(seeds=[given.seed]),
+            "texts": given.texts, "threads": torch.get_num_threads(), "layers": full.runtime.info.num_layers,
+            "recipe": recipe, "pass_seconds": passes, "attach_seconds": seconds, "points": points,
+        },
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
