@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,16 @@ from transformers import AutoModelForSequenceClassification
 
 import offramp
 from offramp.bench.provenance import provenance, write_result
+from offramp.calibration.sweep import choose
 from offramp.cli.common import quiet_transformers
+from offramp.criteria import make
+from offramp.engine.record import record
 from offramp.inputs.batching import length_sorted, pad
 from offramp.inputs.tokens import Encoded, Tokenizer
+from offramp.pipeline import Classifier
 
 RESULT = Path(__file__).parent / "results" / "attach.json"
-POINTS = {
-    "99 % agreement, no promise": ("--max-drop", "1"),
-    "1 % of answers differ at most, promised": ("--max-risk", "0.01"),
-    "5 % of answers differ at most, promised": ("--max-risk", "0.05"),
-}
+RISKS = (0.01, 0.05)
 ROWS = 32
 
 
@@ -52,8 +53,8 @@ def one_pass(model: Any, texts: Sequence[Encoded]) -> float:
 
 def offramp_says(*words: str) -> Any:
     """What a command prints with --json."""
-    done = subprocess.run([sys.executable, "-m", "offramp", *words, "--json"], check=True, capture_output=True)
-    return json.loads(done.stdout)
+    command = [sys.executable, "-m", "offramp", *words, "--json"]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def write(path: Path, texts: Sequence[str], labels: Sequence[str] | None = None) -> str:
@@ -71,11 +72,24 @@ def attached(given: Any, data: str, out: Path) -> float:
     return time.perf_counter() - start
 
 
-def point(run: Path, calibrate: str, last: str, wish: Sequence[str], rounds: int) -> dict[str, Any]:
-    """An operating point, and what it does to texts that had no part in it."""
-    made = offramp_says("calibrate", str(run), "--data", calibrate, *wish, "--default", "--name", "measured")
-    found = offramp_says("evaluate", str(run), "--data", last, "--rounds", str(rounds), "--batch-size", str(ROWS))
-    return {"calibrated": made, "agreement": found["accuracy"], **found}
+def agreeing(run: Classifier, texts: Sequence[str], *, max_drop: float) -> list[str]:
+    """The fastest threshold of the run's criterion that agreed so often on some texts, as options; no promise."""
+    given = run.default_point
+    criterion = make(given.criterion, **given.settings)
+    trace = record(
+        run.runtime, run.encode(texts), pad_token=run.tokenizer.pad_token, id2label=run.run.id2label, batch_size=ROWS
+    )
+    trace = replace(trace, labels=trace.logits[-1].argmax(axis=-1))
+    return ["--threshold", repr(choose(trace, criterion, max_drop=max_drop).knobs["threshold"])]
+
+
+def wishes(run: Path, full: Classifier, second: Sequence[str], calibrate: str) -> dict[str, list[str]]:
+    """Name -> options of ``offramp evaluate``."""
+    found = {"99 % agreement, no promise": agreeing(full, second, max_drop=1.0)}
+    for risk in RISKS:
+        offramp_says("calibrate", str(run), "--data", calibrate, "--no-labels", "--max-risk", str(risk))
+        found[f"{100 * risk:g} % of answers differ at most, promised"] = ["--max-risk", str(risk)]
+    return found
 
 
 def main() -> None:
@@ -102,11 +116,10 @@ def main() -> None:
         run, folder = Path(work) / "run", Path(work)
         seconds = attached(given, write(folder / "attach.jsonl", first), run)
         full = offramp.load(run, device="cpu")
-        last, calibrate = (
-            write(folder / name, part, [str(each.label) for each in full(part, full_depth=True)])
-            for name, part in (("last.jsonl", third), ("calibrate.jsonl", second))
-        )
-        points = {name: point(run, calibrate, last, wish, given.rounds) for name, wish in POINTS.items()}
+        options = wishes(run, full, second, write(folder / "calibrate.jsonl", second))
+        last = write(folder / "last.jsonl", third, [str(each.label) for each in full(third, full_depth=True)])
+        measured = ["--data", last, "--rounds", str(given.rounds), "--batch-size", str(ROWS)]
+        points = {name: offramp_says("evaluate", str(run), *measured, *more) for name, more in options.items()}
         recipe = full.run.recipe
     write_result(
         RESULT,

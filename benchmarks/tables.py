@@ -482,14 +482,14 @@ def attach(result: Result) -> str:
     lines = [
         f"Recipe {result['recipe']}, {result['layers']} layers, {result['threads']} threads, torch float32. Attached "
         f"on {first:,} texts without labels in {took:.0f} s; one pass of the model alone over them takes {alone:.0f} "
-        f"s, so that three and a minute are {3 * alone + 60:.0f} s. Calibrated on {second:,}; told on {third:,} others:",
+        f"s: three and a minute are {3 * alone + 60:.0f} s. Calibrated on {second:,} texts, told on {third:,} others:",
         "",
         "| | agreement | layer speed-up | wall clock |",
         "|---|---|---|---|",
     ]
     for name, found in result["points"].items():
         lines.append(
-            f"| {name} | {100 * found['agreement']:.1f} % | {found['layer_speedup']:.2f}x | "
+            f"| {name} | {100 * found['accuracy']:.1f} % | {found['layer_speedup']:.2f}x | "
             f"{found['wall_clock_speedup']:.2f}x |"
         )
     return "\n".join([*lines, "", f"{_cpu(result)}. " + _origin(result, "python benchmarks/attach.py")])
