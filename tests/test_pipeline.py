@@ -455,6 +455,24 @@ def test_a_promise_is_about_what_serves(
     assert f"--max-risk 0.01{elsewhere}` makes one for here" in str(said.value)
 
 
+@pytest.mark.parametrize("more", [{}, {"batch_size": 32, "knobs": {"threshold": 0.5}}])
+def test_where_neighbours_matter_a_promise_is_about_a_batch_size(
+    calibrated: Callable[..., Classifier], more: dict[str, Any]
+) -> None:
+    made_on = {"runtime": "onnx", "dtype": "int8", "promise": {"risk": 0.01, **PROMISE}}
+    one = {"knobs": {"threshold": 0.9}, "measured": {"layer_speedup": 2.0}, "batch_size": 1, **made_on}
+    classifier = calibrated(one=one, other=one | more)
+    here = {"name": "onnx", "dtype": "int8"}
+    assert served(classifier, **here).setting(max_risk=0.01).knobs == {"threshold": 0.9}
+    classifier = served(classifier, **here, batch_invariant=False)
+    if more:
+        assert classifier.setting(max_risk=0.01).knobs == {"threshold": 0.5}
+        return
+    with pytest.raises(KnobError, match=r"runtime onnx, dtype int8, batch size 1, and this is .*batch size 32") as said:
+        classifier.setting(max_risk=0.01)
+    assert "--runtime onnx --dtype int8 --batch-size 32` makes one for here" in str(said.value)
+
+
 def test_a_promise_that_is_less_sure_is_not_taken(calibrated: Callable[..., Classifier]) -> None:
     classifier = calibrated(
         sure={"knobs": {"threshold": 0.1}, "measured": {"layer_speedup": 1.1}, "promise": {"risk": 0.01, **PROMISE}},

@@ -316,6 +316,8 @@ class Classifier:
         info = self.runtime.info
         if (info.name, info.dtype) != ("torch", "float32"):
             words += f" --runtime {info.name} --dtype {info.dtype}"
+        if not info.batch_invariant:
+            words += f" --batch-size {self.batch_size}"
         return f"{words}`"
 
     def _not_about_this(self, point: OperatingPoint) -> str:
@@ -327,8 +329,7 @@ class Classifier:
             return (
                 f"what operating point {point.name!r} promises is about other weights than those of {self.run.folder}"
             )
-        there = {"runtime": point.runtime, "dtype": point.dtype}
-        here = {"runtime": info.name, "dtype": info.dtype}
+        there, here = self._made_on(point)
         other = [name for name in there if there[name] not in ("", "unknown", here[name])]
         if not other or (point.dtype in ("", "float32") and info.dtype == "float32"):
             return ""  # an export gives the same numbers in float32, but for the last digits
@@ -356,16 +357,12 @@ class Classifier:
 
     def _check_origin(self, point: OperatingPoint) -> None:
         """Warn, once, where a promise is about other weights, or a point of other numbers than this runtime gives."""
-        info = self.runtime.info
         if point.promise is not None and point.promise.get("model") not in (None, self._weights):
             self._warn_once(
                 point.name,
                 f"{self._not_about_this(point)}, and is not promised here: `offramp calibrate` makes one for here",
             )
-        there = {"runtime": point.runtime, "dtype": point.dtype}
-        here = {"runtime": info.name, "dtype": info.dtype}
-        if not info.batch_invariant:  # else neighbours change nothing
-            there["batch size"], here["batch size"] = str(point.batch_size), str(self.batch_size)
+        there, here = self._made_on(point)
         other = [name for name in there if there[name] not in ("", "unknown", here[name])]
         if not other:
             return
@@ -375,6 +372,15 @@ class Classifier:
             f"operating point {point.name!r} was chosen on {_listed(there, other)} and runs on {_listed(here, other)}: "
             f"its thresholds may let other texts leave{lost}; `offramp calibrate` makes one for here",
         )
+
+    def _made_on(self, point: OperatingPoint) -> tuple[dict[str, str], dict[str, str]]:
+        """By name, what a point's numbers depend on: as it was there, and as it is here."""
+        info = self.runtime.info
+        there = {"runtime": point.runtime, "dtype": point.dtype}
+        here = {"runtime": info.name, "dtype": info.dtype}
+        if not info.batch_invariant:  # else neighbours change nothing
+            there["batch size"], here["batch size"] = str(point.batch_size), str(self.batch_size)
+        return there, here
 
     def _warn_once(self, about: str, message: str) -> None:
         if about not in self._warned:
