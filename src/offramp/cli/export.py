@@ -47,7 +47,7 @@ def export(
         typer.Option(
             metavar="KIND",
             help="How int8 is made for onnx: rows (the default), static (faster, measures ranges on --data), weights, "
-            "dynamic (neighbours change answers). For openvino: static.",
+            "dynamic (quickest for texts one at a time; in batches neighbours change answers). For openvino: static.",
         ),
     ] = None,
     exits: Annotated[
@@ -67,6 +67,8 @@ def export(
 ) -> None:
     """Write RUN/RUNTIME/float32 or RUN/RUNTIME/int8: one graph a stage, with its exit inside, checked against torch.
 
+    For onnx one of all stages besides, for texts one at a time, where the default operating point's criterion allows.
+
     Where float32 graphs do not say what torch says, nothing is written. How often int8 says the same is printed and
     kept in manifest.json. `offramp.load` takes the fastest variant that is there.
     """
@@ -83,7 +85,7 @@ def export(
     if as_json:
         said = {"folder": str(folder), "stages": [stage.layers for stage in made.stages]}
         settings = {name: getattr(made, name) for name in ("left_out", "quantisation", "batch_invariant")}
-        print_json(said | settings | dict(made.check))
+        print_json(said | settings | {"one_call": made.single is not None} | dict(made.check))
         return
     _print(made, str(folder))
 
@@ -136,6 +138,8 @@ def _print(made: Any, folder: str) -> None:
     lines = [f"Checked on {check['texts']} {where}."]
     if made.left_out:
         lines.append(f"Exits after layer {', '.join(map(str, made.left_out))} left out: hardly anybody leaves there.")
+    if made.single is not None:
+        lines.append("A text alone is one call: all stages stand in one graph too.")
     if "exits" in check:
         lines.append(f"At the default operating point {100 * check['exits']:.1f} % leave where they do in torch.")
     if made.quantisation is not None:
