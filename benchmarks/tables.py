@@ -505,14 +505,13 @@ TABLES: Mapping[str, tuple[str, Callable[[Result], str]]] = {
     "drift": ("docs/drift.md", drift),
     "attach": ("docs/calibration.md", attach),
     "speed": ("docs/performance.md", speed),
-    "speed_int8": ("docs/performance.md", speed),
     "speed_profile": ("docs/performance.md", speed_profile),
     "limits": ("docs/performance.md", limits),
     "batch_sizes": ("docs/performance.md", batch_sizes),
     "single": ("docs/performance.md", single),
     "installed_size": ("docs/performance.md", installed_size),
 }
-SOURCES = {"speed_profile": "speed_int8"}
+SOURCES = {"speed_profile": "speed"}
 """Blocks written from another block's result."""
 """Result file and block -> page, and how the block is written."""
 
