@@ -36,8 +36,6 @@ from offramp.errors import DataError, KnobError
 from offramp.inputs import files
 from offramp.inputs.tokens import Text
 
-_FALSE_ALARMS = 0.01
-
 CHUNK = 1024
 """Texts among which those of like length are computed together."""
 
@@ -103,11 +101,10 @@ def predict(
     watched = monitor or shadow_every is not None
     if false_alarms is not None and not watched:
         raise KnobError("--false-alarms is about a monitor: give --monitor or --shadow-every with it")
+    alarms: dict[str, Any] = {} if false_alarms is None else {"false_alarms": false_alarms}
     classifier = load(
         run, runtime=runtime, device=device, dtype=dtype, batch_size=batch_size, threads=threads, lanes=lanes,
-        monitor=Monitor(false_alarms=_FALSE_ALARMS if false_alarms is None else false_alarms, shadow_every=shadow_every)
-        if watched
-        else None,
+        monitor=Monitor(shadow_every=shadow_every, **alarms) if watched else None,
     )  # fmt: skip
     setting = classifier.setting(
         threshold=threshold, speedup=speedup, max_layers=max_layers, full_depth=full_depth, knobs=parse_knobs(knob),

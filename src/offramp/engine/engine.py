@@ -225,16 +225,14 @@ class Engine:
         inputs = pad([unit.encoded], [unit.id], pad_token=self._pad_token, token_types=bool(self._token_types))
         answer, left = cast("RunsSingle", self._runtime).run_single(inputs, knobs["threshold"])
         stage = self._stages[left]
-        with self._lock:
-            self.counts.batches[: left + 1] += 1
-            self.counts.rows[: left + 1] += 1
-            self.counts.tokens[: left + 1] += len(unit.encoded.tokens)
-            self.counts.padded_tokens[: left + 1] += len(unit.encoded.tokens)
+        tokens = len(unit.encoded.tokens)
+        self._count(slice(left + 1), rows=1, tokens=tokens, positions=tokens)
         return Finished(unit.id, to_host(answer)[0], stage.layers, stage.layers, left)
 
     def _compute(self, stage: Stage, rows: _Rows) -> None:
         """Run the layers of a stage."""
-        self._count(stage, rows)
+        shape = rows.batch.tokens.shape
+        self._count(stage.index, rows=shape[0], tokens=int(rows.lengths.sum()), positions=shape[0] * shape[1])
         rows.hidden = self._runtime.run(stage, rows.hidden, rows.batch)
         rows.executed = rows.executed + (stage.last_layer - stage.first_layer)
 
@@ -335,12 +333,13 @@ class Engine:
         """Forget all units: whoever reads a stream may stop in the middle."""
         self.cancel([*self._inputs, *(int(row) for groups in self._parked for rows in groups for row in rows.ids)])
 
-    def _count(self, stage: Stage, rows: _Rows) -> None:
+    def _count(self, stages: int | slice, *, rows: int, tokens: int, positions: int) -> None:
+        """One batch more at a stage, or at each of several."""
         with self._lock:
-            self.counts.batches[stage.index] += 1
-            self.counts.rows[stage.index] += len(rows.ids)
-            self.counts.tokens[stage.index] += rows.lengths.sum()
-            self.counts.padded_tokens[stage.index] += len(rows.ids) * rows.batch.tokens.shape[1]
+            self.counts.batches[stages] += 1
+            self.counts.rows[stages] += rows
+            self.counts.tokens[stages] += tokens
+            self.counts.padded_tokens[stages] += positions
 
     def _admit(self, taken: Sequence[tuple[Unit, Mapping[str, float]]]) -> _Rows:
         """Embed inputs: rows that have passed no exit yet."""

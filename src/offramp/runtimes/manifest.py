@@ -18,8 +18,7 @@ from offramp.runtimes.base import RuntimeInfo
 from offramp.types import ProblemType, Stage
 
 __all__ = [
-    "EXIT", "FILE", "FORMAT", "THRESHOLD", "Graph", "Manifest", "Single", "StageEntry", "check_files", "read_bytes",
-    "read_manifest",
+    "EXIT", "FILE", "FORMAT", "THRESHOLD", "Graph", "Manifest", "Single", "StageEntry", "check_files", "read_manifest",
 ]  # fmt: skip
 
 FORMAT = 1
@@ -184,20 +183,12 @@ def _graph(value: dict[str, Any]) -> Graph:
     return Graph(**(value | {"inputs": tuple(value["inputs"]), "outputs": tuple(value["outputs"])}))
 
 
-def read_bytes(folder: Path, graph: Graph) -> bytes:
-    """A graph's file, which must be the one that was exported.
+def check_files(folder: Path, graph: Graph) -> Path:
+    """Where a graph's file is; it, and that of its weights, must be those that were exported.
 
     Raises:
-        RunError: it is absent, or not that file: cut short, damaged, or of another export.
+        RunError: one is absent, or not that file: cut short, damaged, or of another export.
     """
-    path = _there(folder / graph.file)
-    data = path.read_bytes()
-    _check(path, hashlib.sha256(data).hexdigest(), graph.sha256)
-    return data
-
-
-def check_files(folder: Path, graph: Graph) -> Path:
-    """Where a graph's file is, for who reads it by itself; it, and that of its weights, as above."""
     for name, sha256 in ((graph.file, graph.sha256), (graph.weights, graph.weights_sha256)):
         if name:
             with _there(folder / name).open("rb") as file:
