@@ -21,10 +21,11 @@ from offramp.bench.provenance import provenance, write_result
 from offramp.bench.wallclock import run_encoded, time_settings
 from offramp.calibration.compare import compare
 from offramp.calibration.sweep import choose
+from offramp.choosing import Setting
 from offramp.cli.common import quiet_transformers
 from offramp.criteria import make
 from offramp.errors import RunError
-from offramp.pipeline import Setting, load
+from offramp.pipeline import load
 from offramp.run import Run
 from offramp.traces.store import load_trace
 from offramp.training.data import load_examples

@@ -3,57 +3,34 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Unpack, cast, overload
 
 from offramp.calibration.monitor import Monitor
 from offramp.calibration.points import OperatingPoint, read_points
-from offramp.calibration.promise import percent, promise_kind
-from offramp.calibration.risk import is_number
-from offramp.calibration.sweep import choose
-from offramp.criteria import Criterion, make
+from offramp.calibration.promise import CONFIDENCE
+from offramp.choosing import Chooser, Setting, Wishes
 from offramp.engine.engine import Engine
 from offramp.engine.units import Finished, Unit
-from offramp.errors import DataError, KnobError, RunError
+from offramp.errors import DataError, KnobError
 from offramp.inputs.files import Columns
 from offramp.inputs.tokens import Encoded, Text, Tokenizer
-from offramp.run import Run, weights_hash
+from offramp.run import Run
 from offramp.runtimes import Runtime, open_runtime
 from offramp.tasks import Task, make_task
-from offramp.traces.store import load_trace
-from offramp.traces.trace import Trace
 from offramp.types import Prediction
 from offramp.watch import Watch
 
-__all__ = ["Classifier", "Setting", "load"]
+__all__ = ["Classifier", "load"]
 
 logger = logging.getLogger(__name__)
 
 _WATCHED = 2
 """Batches of texts that are read at a time under a monitor. Twice as many may be on their way when it changes its mind:
 what it decides holds for those after them."""
-
-_SURE = 0.95
-"""Confidence that a promise has at least, where nobody says otherwise."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A criterion and its knobs, as one request uses them."""
-
-    criterion: Criterion
-    knobs: Mapping[str, float]
-    origin: str
-    """Where they come from, in words."""
-    promise: Mapping[str, Any] | None = None
-    """Of the operating point, where it is used as it is."""
-    point: OperatingPoint | None = None
-    """Where it is used as it is."""
 
 
 def load(
@@ -107,7 +84,6 @@ class Classifier:
         lanes: batches computed side by side.
         tokenizer: texts to token ids.
         task: logits to answers.
-        points: operating points, the default first.
         columns: where training found texts and labels; None where the run does not say.
         monitor: what watches the stream of texts; None: nothing does.
     """
@@ -120,24 +96,17 @@ class Classifier:
         self.batch_size, self.lanes = batch_size, lanes
         self.tokenizer = Tokenizer.from_folder(run.folder, max_length=run.max_length)
         self.task: Task = make_task(run.problem_type, run.id2label)
-        self.points: list[OperatingPoint] = read_points(run.folder)
         self.columns = _columns(run)
         self.monitor = monitor
         self._watch: Watch | None = None
-        self._warned: set[str] = set()
+        self._chooser = Chooser(run, read_points(run.folder), runtime.info, batch_size)
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a string, or a tuple, is one text: never a series of texts
-        self, texts: str | tuple[str, str], *, threshold: float | None = ..., speedup: float | None = ...,
-        max_layers: int | None = ..., full_depth: bool = ..., knobs: Mapping[str, float] | None = ...,
-        max_risk: float | None = ..., risk: str | None = ..., confidence: float = ...,
-    ) -> Prediction: ...  # fmt: skip
+        self, texts: str | tuple[str, str], **wishes: Unpack[Wishes]
+    ) -> Prediction: ...
     @overload
-    def __call__(
-        self, texts: Iterable[Text], *, threshold: float | None = ..., speedup: float | None = ...,
-        max_layers: int | None = ..., full_depth: bool = ..., knobs: Mapping[str, float] | None = ...,
-        max_risk: float | None = ..., risk: str | None = ..., confidence: float = ...,
-    ) -> list[Prediction]: ...  # fmt: skip
+    def __call__(self, texts: Iterable[Text], **wishes: Unpack[Wishes]) -> list[Prediction]: ...
     def __call__(
         self,
         texts: Text | Iterable[Text],
@@ -149,7 +118,7 @@ class Classifier:
         knobs: Mapping[str, float] | None = None,
         max_risk: float | None = None,
         risk: str | None = None,
-        confidence: float = _SURE,
+        confidence: float = CONFIDENCE,
     ) -> Prediction | list[Prediction]:
         """Classify texts. Without options, at the default operating point.
 
@@ -185,207 +154,18 @@ class Classifier:
             return prediction
         return list(self.stream(texts, setting))
 
-    def setting(
-        self,
-        *,
-        threshold: float | None = None,
-        speedup: float | None = None,
-        max_layers: int | None = None,
-        full_depth: bool = False,
-        knobs: Mapping[str, float] | None = None,
-        max_risk: float | None = None,
-        risk: str | None = None,
-        confidence: float = _SURE,
-    ) -> Setting:
-        """What options mean for this model: see ``__call__``."""
-        wishes = {
-            "threshold": threshold is not None,
-            "speedup": speedup is not None,
-            "full_depth": full_depth,
-            "knobs": knobs is not None,
-            "max_risk": max_risk is not None,
-        }
-        if risk is not None and max_risk is None:
-            raise KnobError("risk says what max_risk is about: give max_risk with it")
-        if confidence != _SURE and max_risk is None:
-            raise KnobError("confidence says how sure a promise shall be: give max_risk with it")
-        if speedup is not None and (not is_number(speedup) or not 1 <= speedup < math.inf):
-            raise KnobError(f"a layer speed-up is 1 or more, not {speedup!r}")
-        chosen = [name for name, given in wishes.items() if given]
-        if (full_depth or max_risk is not None) and max_layers is not None:
-            chosen.append("max_layers")  # leaving sooner than the point does is not what was promised
-        if len(chosen) > 1:
-            raise KnobError(f"{' and '.join(chosen)} contradict each other: give one")
-        cap = {} if max_layers is None else {"max_layers": float(max_layers)}
-        if full_depth:
-            return Setting(make("depth", problem_type=self.run.problem_type), cap, "full depth")
-        if max_risk is not None:
-            return self._as_it_is(self._promised(max_risk, risk, confidence))
-        made = None if speedup is None else self._made_for(speedup)
-        if made is not None and max_layers is None:
-            return self._as_it_is(made)
-        point = self.default_point
-        self._check_origin(point)
-        criterion = make(point.criterion, **point.settings)
-        if speedup is not None:
-            trace_path = self.run.folder / "traces" / "dev.safetensors"
-            if not trace_path.is_file():
-                raise KnobError(f"no speed-up can be promised: {self.run.folder} has no trace; run `offramp record`")
-            point = choose(self._as_served(load_trace(trace_path)), criterion, speedup=speedup)
-            if made is None:
-                self._warn_once(
-                    "no point for a speed-up",
-                    f"nothing was calibrated for a layer speed-up of {speedup:g}, so thresholds are chosen on the dev "
-                    f"trace of training, and nothing is promised: `offramp calibrate {self.run.folder} --data DATA "
-                    f"--speedup {speedup:g}` makes a point for it",
-                )
-            return Setting(criterion, {**point.knobs, **cap}, f"layer speed-up of {speedup:g} on dev")
-        given = dict(knobs or {}) if threshold is None else {"threshold": threshold}
-        unknown = sorted(given.keys() - criterion.knobs.keys())
-        if unknown:
-            raise KnobError(
-                f"this model leaves by {criterion.name!r}, which has no {unknown[0]}: "
-                f"it has {', '.join(criterion.knobs)}"
-            )
-        for name, value in given.items():
-            criterion.knobs[name].check(name, value)
-        if not given and not cap:
-            return self._as_it_is(point)
-        origin = "as given" if given else f"operating point {point.name!r}"
-        return Setting(criterion, {**point.knobs, **given, **cap}, origin)
+    def setting(self, **wishes: Unpack[Wishes]) -> Setting:
+        """What the options of a call mean for this model, to be given to ``stream``: see ``__call__``."""
+        return self._chooser.setting(**wishes)
 
-    def _as_served(self, trace: Trace) -> Trace:
-        """A trace at the exits that the runtime has: an export may leave some out."""
-        layers = [stage.layers for stage in self.runtime.info.stages]
-        exits = [index for index, layer in enumerate(trace.layers.tolist()) if layer in layers]
-        return trace if len(exits) == trace.num_exits else trace.at_exits(exits)
+    @property
+    def points(self) -> Sequence[OperatingPoint]:
+        """Operating points that a call may mean, the default first."""
+        return self._chooser.points
 
-    def _as_it_is(self, point: OperatingPoint) -> Setting:
-        self._check_origin(point)
-        criterion = make(point.criterion, **point.settings)
-        promise = None if self._not_about_this(point) else point.promise
-        return Setting(criterion, dict(point.knobs), f"operating point {point.name!r}", promise, point)
-
-    def _promised(self, max_risk: float, risk: str | None, confidence: float) -> OperatingPoint:
-        """The fastest operating point that promises at most ``max_risk``, so sure, about what is served here.
-
-        Raises:
-            KnobError: a risk or confidence that cannot be, that nothing was calibrated for, or that leaves open what it
-                is about; or what was calibrated was for other weights, or another runtime or dtype.
-        """
-        if not is_number(max_risk) or not 0 < max_risk <= 1:
-            raise KnobError(f"max_risk must be above 0 and up to 1 (0.01 is one text in a hundred), not {max_risk!r}")
-        if not is_number(confidence) or not 0 < confidence < 1:
-            raise KnobError(f"a confidence lies between 0 and 1, such as 0.95, not {confidence!r}")
-        kinds = {point.name: promise_kind(p) for point in self.points if (p := point.promise) and "forced" not in p}
-        about = sorted(set(kinds.values()) if risk is None else {risk} & set(kinds.values()))
-        if len(about) > 1:
-            raise KnobError(
-                f"there are promises about {' and '.join(about)}: say which with risk={about[0]!r} (--risk)"
-            )
-        command = self._calibrating(max_risk, risk, confidence)
-        promised = [(point, point.promise) for point in self.points if point.promise and kinds.get(point.name) in about]
-        small = [(point, promise) for point, promise in promised if promise["risk"] <= max_risk + 1e-12]
-        kept = [point for point, promise in small if _is_sure(promise, confidence)]
-        if not promised:
-            raise KnobError(f"no operating point of {self.run.folder} has a promise{_about(risk)}: {command} makes one")
-        if not small:
-            least = min(promise["risk"] for _, promise in promised)
-            raise KnobError(
-                f"the smallest risk that was promised{_about(risk)} is {percent(least)}: {command} makes one"
-            )
-        if not kept:
-            surest = max(promise["confidence"] for _, promise in small)
-            raise KnobError(
-                f"{percent(max_risk)} was promised{_about(risk)} with a confidence of {100 * surest:g} %, not of "
-                f"{100 * confidence:g} %: {command} makes one, or ask for confidence={surest:g} (--confidence)"
-            )
-        kept.sort(key=lambda point: float(point.measured.get("layer_speedup", 1.0)), reverse=True)
-        whys = [self._not_about_this(point) for point in kept]
-        if all(whys):
-            raise KnobError(f"{whys[0]}: {command} makes one for here")
-        return kept[whys.index("")]
-
-    def _calibrating(self, max_risk: float, risk: str | None, confidence: float) -> str:
-        """The command that makes such a promise for what is served here."""
-        words = f"`offramp calibrate {self.run.folder} --data DATA --max-risk {max_risk:g}"
-        if risk not in (None, "disagreement"):
-            words += f" --risk {risk}".replace("--risk expected ", "--expected --risk ")
-        if confidence != _SURE:
-            words += f" --confidence {confidence:g}"
-        info = self.runtime.info
-        if (info.name, info.dtype) != ("torch", "float32"):
-            words += f" --runtime {info.name} --dtype {info.dtype}"
-        if not info.batch_invariant:
-            words += f" --batch-size {self.batch_size}"
-        return f"{words}`"
-
-    def _not_about_this(self, point: OperatingPoint) -> str:
-        """Why what a point promises is not promised here; empty: it is (or there is no promise)."""
-        promise, info = point.promise, self.runtime.info
-        if promise is None:
-            return ""
-        if promise.get("model") not in (None, self._weights):
-            return (
-                f"what operating point {point.name!r} promises is about other weights than those of {self.run.folder}"
-            )
-        there, here = self._made_on(point)
-        other = [name for name in there if there[name] not in ("", "unknown", here[name])]
-        if not other or (point.dtype in ("", "float32") and info.dtype == "float32"):
-            return ""  # an export gives the same numbers in float32, but for the last digits
-        return (
-            f"what operating point {point.name!r} promises is about {_listed(there, list(there))}, and this is "
-            f"{_listed(here, list(here))}"
-        )
-
-    @cached_property
-    def _weights(self) -> str:
-        """Hash of the weights, by which a promise knows its model. A second for a large model, so only when asked."""
-        return weights_hash(self.run.folder)
-
-    def _made_for(self, speedup: float) -> OperatingPoint | None:
-        """The operating point that was calibrated for this layer speed-up, or the next higher one.
-
-        One that was forced is the last, and among equals the one of the default's rule the first.
-        """
-        found = [
-            ("forced" in (point.promise or {}), asked, point.criterion != self.points[0].criterion, place)
-            for place, point in enumerate(self.points)
-            if (asked := point.asked.get("speedup", 0.0)) >= speedup - 1e-9
-        ]
-        return self.points[min(found)[-1]] if found else None
-
-    def _check_origin(self, point: OperatingPoint) -> None:
-        """Warn, once, where a promise is about other weights, or a point of other numbers than this runtime gives."""
-        if point.promise is not None and point.promise.get("model") not in (None, self._weights):
-            self._warn_once(
-                point.name,
-                f"{self._not_about_this(point)}, and is not promised here: `offramp calibrate` makes one for here",
-            )
-        there, here = self._made_on(point)
-        other = [name for name in there if there[name] not in ("", "unknown", here[name])]
-        if not other:
-            return
-        lost = "" if point.promise is None else ", and what was promised there is not promised here"
-        self._warn_once(
-            point.name,
-            f"operating point {point.name!r} was chosen on {_listed(there, other)} and runs on {_listed(here, other)}: "
-            f"its thresholds may let other texts leave{lost}; `offramp calibrate` makes one for here",
-        )
-
-    def _made_on(self, point: OperatingPoint) -> tuple[dict[str, str], dict[str, str]]:
-        """By name, what a point's numbers depend on: as it was there, and as it is here."""
-        info = self.runtime.info
-        there = {"runtime": point.runtime, "dtype": point.dtype}
-        here = {"runtime": info.name, "dtype": info.dtype}
-        if not info.batch_invariant:  # else neighbours change nothing
-            there["batch size"], here["batch size"] = str(point.batch_size), str(self.batch_size)
-        return there, here
-
-    def _warn_once(self, about: str, message: str) -> None:
-        if about not in self._warned:
-            self._warned.add(about)
-            logger.warning("%s", message)
+    @points.setter
+    def points(self, points: Sequence[OperatingPoint]) -> None:
+        self._chooser.points = points
 
     @property
     def default_point(self) -> OperatingPoint:
@@ -394,9 +174,7 @@ class Classifier:
         Raises:
             RunError: the run has none.
         """
-        if not self.points:
-            raise RunError(f"{self.run.folder} has no operating_points.json: give --full-depth, or train it again")
-        return self.points[0]
+        return self._chooser.default_point
 
     def stream(self, texts: Iterable[Text], setting: Setting, *, chunk: int = 1024) -> Iterator[Prediction]:
         """Classify a stream of texts, in its order, holding at most a few chunks in memory.
@@ -444,7 +222,7 @@ class Classifier:
                 f"{', '.join(repr(one.name) for one in self.points)}, by max_risk or speedup, or load without a monitor"
             )
         if self._watch is None:
-            usable = [one for one in self.points if not self._not_about_this(one)]  # to fall back on
+            usable = [one for one in self.points if not self._chooser.not_about_this(one)]  # to fall back on
             self._watch = Watch(monitor, point, usable, folder=self.run.folder, info=self.runtime.info, task=self.task)
         if self._watch.point != point:
             raise KnobError(
@@ -491,18 +269,6 @@ class Classifier:
         """What people read."""
         label, score = self.task.read(finished.answer)
         return Prediction(label, score, finished.exit_layer, finished.layers_executed, truncated)
-
-
-def _is_sure(promise: Mapping[str, Any], confidence: float) -> bool:
-    return bool(promise.get("expected")) or promise["confidence"] >= confidence - 1e-9
-
-
-def _about(risk: str | None) -> str:
-    return "" if risk is None else f" about {risk}"
-
-
-def _listed(values: Mapping[str, str], names: Sequence[str]) -> str:
-    return ", ".join(f"{name} {values[name]}" for name in names)
 
 
 def _kind(text: object) -> str:

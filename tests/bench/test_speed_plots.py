@@ -15,7 +15,8 @@ def row(name: str, group: str, speed: float, accuracy: float, **prepared: Any) -
     spread = {"median": speed, "low": speed / 2, "high": speed * 2, "rounds": [speed]}
     scenario = {"without tokenisation": {"texts_per_second": spread}, "accuracy": accuracy}
     return {
-        "name": name, "label": f"offramp {name}", "group": group, "family": "offramp-x", "prepared": prepared,
+        "name": name, "label": f"offramp {name}", "group": group, "prepared": prepared,
+        "family": "" if group == "peer" else "offramp-x",
         "Offline": scenario,
     }  # fmt: skip
 
@@ -26,6 +27,7 @@ RESULT = {
     "fastest_peer": {"Offline": "peer", "SingleStream": None},
     "rows": [
         row("peer", "peer", 100.0, 0.9),
+        row("x, full depth", "full", 150.0, 0.9),
         row("offramp-x-exit-1", "shallow", 400.0, 0.7),
         row("offramp-x-exit-2", "shallow", 300.0, 0.8),
         row("offramp-x-lost-1-offline", "exits", 250.0, 0.95, held_out={"accuracy": 0.89}),
@@ -46,7 +48,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_bars(figures: list[Any]) -> None:
     assert speed_plots.plot_speed(RESULT).startswith(b"\x89PNG")
     [axes] = figures[0].axes  # no panel for a scenario that nothing was timed in
-    assert [bar.get_width() for bar in axes.patches] == [100.0, 250.0, 300.0, 400.0]
+    assert [bar.get_width() for bar in axes.patches] == [100.0, 150.0, 250.0, 300.0, 400.0]
     assert "batches of 32" in axes.get_title()
 
 
@@ -54,6 +56,11 @@ def test_points(figures: list[Any]) -> None:
     assert speed_plots.plot_accuracy(RESULT).startswith(b"\x89PNG")
     [axes] = figures[0].axes
     points = {(line.get_xdata()[0], round(line.get_ydata()[0], 6)) for line in axes.lines if len(line.get_xdata()) == 1}
-    assert points == {(100.0, 90.0), (400.0, 70.0), (300.0, 80.0), (250.0, 89.0)}
+    assert points == {(100.0, 90.0), (150.0, 90.0), (400.0, 70.0), (300.0, 80.0), (250.0, 89.0)}
     words = [text.get_text() for text in axes.texts]
-    assert words == ["offramp peer", "1", "2", "offramp-x-lost-1-offline"]
+    assert words == ["offramp peer", "2", "1"]
+    [static] = [line for line in axes.lines if list(line.get_xdata()) == [150.0, 300.0, 400.0]]
+    [early] = [line for line in axes.lines if list(line.get_xdata()) == [150.0, 250.0]]
+    assert static.get_color() == early.get_color() != "#9AA0A6"
+    [legend] = figures[0].legends
+    assert "offramp, x" in [text.get_text() for text in legend.get_texts()]

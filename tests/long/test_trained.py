@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from offramp.calibration.sweep import choose
+from offramp.choosing import Setting
 from offramp.criteria import make
-from offramp.pipeline import Classifier, Setting, load
+from offramp.pipeline import Classifier, load
 from offramp.run import Run
 from offramp.runtimes import open_runtime
 from offramp.traces.replay import replay

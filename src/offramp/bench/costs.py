@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from offramp.bench.exit_choice import Costs
+from offramp.choosing import Setting
 from offramp.criteria import Scored
 from offramp.engine.units import Unit
 from offramp.inputs.tokens import Encoded
-from offramp.pipeline import Classifier, Setting
+from offramp.pipeline import Classifier
 
 __all__ = ["measure_costs"]
 

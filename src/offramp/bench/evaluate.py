@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from offramp.bench.wallclock import run_encoded, time_settings
+from offramp.choosing import Setting
 from offramp.errors import DataError
 from offramp.inputs.tokens import Text
-from offramp.pipeline import Classifier, Setting
+from offramp.pipeline import Classifier
 
 __all__ = ["evaluate"]
 

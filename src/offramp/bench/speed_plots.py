@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 from offramp.errors import require
@@ -11,6 +12,7 @@ from offramp.errors import require
 __all__ = ["plot_accuracy", "plot_speed"]
 
 _COLOURS = {"peer": "#9AA0A6", "full": "#56B4E9", "whole": "#56B4E9", "shallow": "#E69F00", "exits": "#0072B2"}
+_FAMILIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#3C4043")
 _WORDS = {
     "peer": "full-depth peers",
     "full": "offramp, full depth",
@@ -56,33 +58,31 @@ def plot_speed(result: Mapping[str, Any], *, dpi: int = 160) -> bytes:
 
 
 def plot_accuracy(result: Mapping[str, Any], *, dpi: int = 160) -> bytes:
-    """PNG: accuracy against texts a second, a panel a scenario. Rows with exits stand where their held-out accuracy is.
+    """PNG: accuracy against texts a second, a panel a scenario; a colour for each runtime that exits were timed on.
+
+    Solid, from full depth to the fastest operating point: texts leave where they may, at the accuracy of held-out
+    texts. Dotted: all leave at the exit whose layer stands there. Grey: full-depth peers, the fastest by name.
 
     Args and raises as ``plot_speed``.
     """
     scenarios = _scenarios(result)
+    names = _families(result)
+    colours = dict(zip(names, cycle(_FAMILIES), strict=False))
     figure, panels = _figure(len(scenarios), (6.2 * len(scenarios), 4.6), dpi)
     for axes, scenario in zip(panels, scenarios, strict=True):
         rows = _timed(result, scenario)
-        for row in rows:
-            axes.plot(
-                *_place(row, scenario), "s" if row["group"] == "shallow" else "o", color=_COLOURS[row["group"]], ms=5
-            )
-            words = _words(row, result["fastest_peer"][scenario])
-            axes.annotate(
-                words, _place(row, scenario), xytext=(5, -9), textcoords="offset points", fontsize=7, color="#3C4043"
-            )
-        for family in {row["family"] for row in rows if row["group"] == "shallow"}:
-            line = sorted(
-                _place(row, scenario) for row in rows if row["group"] == "shallow" and row["family"] == family
-            )
-            axes.plot(*zip(*line, strict=True), color=_COLOURS["shallow"], linewidth=0.8, zorder=0)
+        for row in (row for row in rows if row["group"] == "peer"):
+            axes.plot(*_place(row, scenario), "o", color=_COLOURS["peer"], ms=5)
+            if row["name"] == result["fastest_peer"][scenario]:
+                _note(axes, row["label"], _place(row, scenario))
+        for family, colour in colours.items():
+            _plot_family(axes, [row for row in rows if row["family"] == family], scenario, colour)
         axes.axhline(100 * result["reference"]["accuracy"], color="#9AA0A6", linewidth=0.8, linestyle=(0, (4, 3)))
         axes.set_title(scenario, fontsize=10)
         axes.set_xlabel("texts a second, without tokenisation", fontsize=9)
         axes.set_ylabel("accuracy, %", fontsize=9)
         axes.set_xscale("log")
-        axes.margins(x=0.15)
+        axes.margins(x=0.1)
         low, high = axes.get_xlim()
         ticks = [base * 10**power for power in range(6) for base in (1, 2, 5) if low < base * 10**power < high]
         axes.set_xticks(ticks, labels=[f"{tick:,}" for tick in ticks])
@@ -90,8 +90,44 @@ def plot_accuracy(result: Mapping[str, Any], *, dpi: int = 160) -> bytes:
         axes.minorticks_off()
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-    _legend(figure, {row["group"] for row in result["rows"] if "failure" not in row})
+    _family_legend(figure, names, colours)
     return _png(figure)
+
+
+def _plot_family(axes: Any, rows: Sequence[Mapping[str, Any]], scenario: str, colour: str) -> None:
+    """One runtime: its operating points, and its static exits."""
+    early = [row for row in rows if row["group"] in ("full", "exits")]
+    static = [row for row in rows if row["group"] == "full"]
+    static += sorted((row for row in rows if row["group"] == "shallow"), key=_exit_layer, reverse=True)
+    for some, style, mark in ((static, (0, (1, 2)), "s"), (early, "-", "o")):
+        places = [_place(row, scenario) for row in some]  # as the rows stand: full depth first
+        if len(places) > 1:
+            axes.plot(*zip(*places, strict=True), color=colour, linestyle=style, linewidth=1.1)
+        for row in some:
+            hollow = row["group"] == "full"
+            axes.plot(
+                *_place(row, scenario), "o" if hollow else mark, color=colour, ms=5,
+                markerfacecolor="white" if hollow else colour,
+            )  # fmt: skip
+            if row["group"] == "shallow":
+                _note(axes, str(_exit_layer(row)), _place(row, scenario))
+
+
+def _exit_layer(row: Mapping[str, Any]) -> int:
+    return int(row["name"].rpartition("-")[2])
+
+
+def _note(axes: Any, words: str, place: tuple[float, float]) -> None:
+    axes.annotate(words, place, xytext=(5, -9), textcoords="offset points", fontsize=7, color="#3C4043")
+
+
+def _families(result: Mapping[str, Any]) -> dict[str, str]:
+    """By family, what it is called: ``offramp OpenVINO int8, full depth`` is of ``OpenVINO int8``."""
+    names: dict[str, str] = {}
+    for row in result["rows"]:
+        if row["family"] and "failure" not in row:
+            names.setdefault(row["family"], str(row["label"]).partition(",")[0].removeprefix("offramp "))
+    return names
 
 
 def _scenarios(result: Mapping[str, Any]) -> list[str]:
@@ -114,15 +150,6 @@ def _place(row: Mapping[str, Any], scenario: str) -> tuple[float, float]:
     return _speed(row, scenario)["median"], 100 * accuracy
 
 
-def _words(row: Mapping[str, Any], fastest: str | None) -> str:
-    """What stands beside a point: only what is worth telling apart."""
-    if row["group"] == "shallow":
-        return str(row["name"].rpartition("-")[2])
-    if row["group"] == "exits":
-        return str(row["label"]).removeprefix("offramp ").replace(", at most ", " ≤").removesuffix(" points lost")
-    return str(row["label"]) if row["name"] == fastest else ""
-
-
 def _figure(panels: int, size: tuple[float, float], dpi: int) -> tuple[Any, Sequence[Any]]:
     module = require("matplotlib.figure", extra="plots")
     require("matplotlib.backends.backend_agg", extra="plots")
@@ -135,6 +162,18 @@ def _legend(figure: Any, groups: set[str]) -> None:
     shown = [name for name in _WORDS if name in groups and name != "whole"]
     handles = [patches.Patch(color=_COLOURS[name], label=_WORDS[name]) for name in shown]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
+
+
+def _family_legend(figure: Any, names: Mapping[str, str], colours: Mapping[str, str]) -> None:
+    line = require("matplotlib.lines", extra="plots").Line2D
+    handles = [
+        line([], [], color=_COLOURS["peer"], marker="o", linestyle="", ms=5, label=_WORDS["peer"]),
+        *(line([], [], color=colour, linewidth=2, label=f"offramp, {names[name]}") for name, colour in colours.items()),
+        line([], [], color="#3C4043", marker="o", ms=5, markerfacecolor="white", linestyle="", label="full depth"),
+        line([], [], color="#3C4043", marker="o", ms=5, label="with exits"),
+        line([], [], color="#3C4043", marker="s", ms=5, linestyle=(0, (1, 2)), label="one static exit, its layer"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
 
 
 def _png(figure: Any) -> bytes:

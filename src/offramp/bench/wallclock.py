@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from offramp.choosing import Setting
 from offramp.engine.units import Finished, Unit
 from offramp.errors import KnobError
 from offramp.inputs.tokens import Encoded
-from offramp.pipeline import Classifier, Setting
+from offramp.pipeline import Classifier
 
 __all__ = ["Timing", "run_encoded", "time_settings"]
 

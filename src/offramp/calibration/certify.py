@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from offramp.calibration.grid import Candidates, candidates, in_order, told, variants
 from offramp.calibration.losses import Loss, Risk, make_risk
 from offramp.calibration.points import OperatingPoint
-from offramp.calibration.promise import percent
+from offramp.calibration.promise import CONFIDENCE, percent
 from offramp.calibration.risk import (
     accepted,
     check_promise,
@@ -65,7 +65,7 @@ def certify(
     criterion: Criterion,
     *,
     max_risk: float,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     risk: str | Loss = "disagreement",
     expected: bool = False,
     fixed: Collection[str] = (),
@@ -150,7 +150,7 @@ def choose_measured(
     *,
     speedup: float | None = None,
     max_drop: float | None = None,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     risk: str | Loss = "disagreement",
     fixed: Collection[str] = (),
     tuning_share: float = TUNING_SHARE,
@@ -273,7 +273,7 @@ def check_enough(
     items: int,
     *,
     max_risk: float | None = None,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     expected: bool = False,
     tuning_share: float = TUNING_SHARE,
 ) -> None:

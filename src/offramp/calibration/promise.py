@@ -11,7 +11,18 @@ from typing import Any
 from offramp.calibration.points import OperatingPoint
 from offramp.traces.files import write_atomically
 
-__all__ = ["drop_interval", "percent", "promise_kind", "promise_sentence", "summary_sentence", "write_card"]
+__all__ = [
+    "CONFIDENCE",
+    "drop_interval",
+    "percent",
+    "promise_kind",
+    "promise_sentence",
+    "summary_sentence",
+    "write_card",
+]
+
+CONFIDENCE = 0.95
+"""That a promise holds, where nobody asks for another."""
 
 _BEGIN, _END = "<!-- operating points:begin -->", "<!-- operating points:end -->"
 

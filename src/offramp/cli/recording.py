@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,6 @@ from offramp.cli.common import progress, quiet_transformers
 from offramp.errors import DataError
 from offramp.inputs.tokens import Text
 from offramp.run import TRAINING_ROWS, Run, weights_hash
-from offramp.tasks import Task
 from offramp.traces.trace import Trace
 
 if TYPE_CHECKING:
@@ -104,16 +103,6 @@ def _warn_of_dev(run: Run, hashes: npt.NDArray[np.uint64]) -> None:
         )  # fmt: skip
 
 
-class _NoLabels:
-    """In place of a task: rows of which the labels are not to be read, whatever they are."""
-
-    def __init__(self, task: Task) -> None:
-        self.problem_type = task.problem_type
-
-    def encode_all(self, raws: Sequence[object], wheres: Sequence[str]) -> None:
-        """None."""
-
-
 def record_data(
     run: Path,
     data: str,
@@ -145,10 +134,9 @@ def record_data(
     check_installed(runtime, run, dtype=dtype)
     quiet_transformers()
     classifier = load(run, runtime=runtime, device=device, dtype=dtype, batch_size=batch_size)
-    task = classifier.task if read_labels else cast("Task", _NoLabels(classifier.task))
     examples = load_examples(
-        data, task, text_columns=text_columns, label_column=label_column, prefer=classifier.columns,
-        need_labels=need_labels,
+        data, classifier.task, text_columns=text_columns, label_column=label_column, prefer=classifier.columns,
+        need_labels=need_labels, read_labels=read_labels,
     )  # fmt: skip
     if check is not None:
         check(classifier, len(examples.texts))

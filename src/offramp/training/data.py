@@ -248,6 +248,7 @@ def load_examples(
     label_column: str | None = None,
     prefer: Columns | None = None,
     need_labels: bool = True,
+    read_labels: bool = True,
     limit: int | None = None,
     seed: int = 42,
 ) -> Examples:
@@ -260,6 +261,7 @@ def load_examples(
         label_column: None: likewise.
         prefer: the columns a model was trained on, taken where the data has them.
         need_labels: whether a row without a label is an error. If not, labels are still read where every row has one.
+        read_labels: False: they are not looked at, whatever they are.
         limit: at most so many rows, drawn by ``seed`` over all classes.
         seed: of ``limit``.
 
@@ -273,7 +275,9 @@ def load_examples(
         raise DataError(f"{path} has no dev part (dev, validation, valid or test): name the file to read instead")
     for note in notes:
         _log.warning(note)
-    examples = _examples(origin, task, text_columns, label_column, prefer=prefer, need_labels=need_labels)
+    examples = _examples(
+        origin, task, text_columns, label_column, prefer=prefer, need_labels=need_labels, read_labels=read_labels
+    )
     return _limited(examples, limit, seed)
 
 
@@ -405,9 +409,12 @@ def _examples(
     *,
     prefer: Columns | None = None,
     need_labels: bool,
+    read_labels: bool = True,
 ) -> Examples:
     """A part read with labels that are already understood."""
     part = _read(origin, text_columns=text_columns, label_column=label_column, prefer=prefer, need_label=need_labels)
+    if not read_labels:
+        return part.examples(None)
     if not need_labels and any(_is_unlabelled(raw, task.problem_type) for raw in part.raws):
         return part.examples(None)
     return part.examples(task.encode_all(part.raws, part.wheres))

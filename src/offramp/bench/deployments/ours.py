@@ -12,12 +12,13 @@ import numpy as np
 from offramp.bench.deployments.base import Floats, Way, answered
 from offramp.bench.export import VARIANTS, Variant, export_run
 from offramp.calibration.points import OperatingPoint, write_points
+from offramp.choosing import Setting
 from offramp.criteria import Scored, make
 from offramp.engine.engine import Counts
 from offramp.engine.units import Finished, Unit
 from offramp.inputs.batching import pad
 from offramp.inputs.tokens import Encoded
-from offramp.pipeline import Classifier, Setting, load
+from offramp.pipeline import Classifier, load
 from offramp.runtimes.base import RuntimeInfo
 
 __all__ = ["open_run", "prepare", "rule_of", "serve", "variant_of"]

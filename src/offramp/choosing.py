@@ -1,0 +1,310 @@
+"""Which criterion and knobs a request means: of the operating points that a run has, on the runtime that serves it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypedDict
+
+from offramp.calibration.points import OperatingPoint
+from offramp.calibration.promise import CONFIDENCE, percent, promise_kind
+from offramp.calibration.risk import is_number
+from offramp.calibration.sweep import choose
+from offramp.criteria import Criterion, make
+from offramp.errors import KnobError, RunError
+from offramp.run import Run, weights_hash
+from offramp.runtimes import RuntimeInfo
+from offramp.traces.store import load_trace
+from offramp.traces.trace import Trace
+
+__all__ = ["Chooser", "Setting", "Wishes"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A criterion and its knobs, as one request uses them."""
+
+    criterion: Criterion
+    knobs: Mapping[str, float]
+    origin: str
+    """Where they come from, in words."""
+    promise: Mapping[str, Any] | None = None
+    """Of the operating point, where it is used as it is."""
+    point: OperatingPoint | None = None
+    """Where it is used as it is."""
+
+
+class Wishes(TypedDict, total=False):
+    """What a request may ask for: see ``Chooser.setting``."""
+
+    threshold: float | None
+    speedup: float | None
+    max_layers: int | None
+    full_depth: bool
+    knobs: Mapping[str, float] | None
+    max_risk: float | None
+    risk: str | None
+    confidence: float
+
+
+class Chooser:
+    """Picks among a run's operating points what a request means, and refuses what was never calibrated.
+
+    Args:
+        run: its folder.
+        points: operating points, the default first.
+        info: of the runtime that serves it.
+        batch_size: most texts computed together there.
+    """
+
+    def __init__(self, run: Run, points: Sequence[OperatingPoint], info: RuntimeInfo, batch_size: int) -> None:
+        self.run = run
+        self.points = points
+        self.info = info
+        self.batch_size = batch_size
+        self._warned: set[str] = set()
+
+    def setting(
+        self,
+        *,
+        threshold: float | None = None,
+        speedup: float | None = None,
+        max_layers: int | None = None,
+        full_depth: bool = False,
+        knobs: Mapping[str, float] | None = None,
+        max_risk: float | None = None,
+        risk: str | None = None,
+        confidence: float = CONFIDENCE,
+    ) -> Setting:
+        """What the options of a request mean: see ``Classifier.__call__``.
+
+        Raises:
+            KnobError: options that contradict each other or the criterion, or that nothing was calibrated for.
+            RunError: the run has no operating points.
+        """
+        wishes = {
+            "threshold": threshold is not None,
+            "speedup": speedup is not None,
+            "full_depth": full_depth,
+            "knobs": knobs is not None,
+            "max_risk": max_risk is not None,
+        }
+        if risk is not None and max_risk is None:
+            raise KnobError("risk says what max_risk is about: give max_risk with it")
+        if confidence != CONFIDENCE and max_risk is None:
+            raise KnobError("confidence says how sure a promise shall be: give max_risk with it")
+        chosen = [name for name, given in wishes.items() if given]
+        if (full_depth or max_risk is not None) and max_layers is not None:
+            chosen.append("max_layers")  # leaving sooner than the point does is not what was promised
+        if len(chosen) > 1:
+            raise KnobError(f"{' and '.join(chosen)} contradict each other: give one")
+        cap = {} if max_layers is None else {"max_layers": float(max_layers)}
+        if full_depth:
+            return Setting(make("depth", problem_type=self.run.problem_type), cap, "full depth")
+        if max_risk is not None:
+            return self._as_it_is(self._promised(max_risk, risk, confidence))
+        if speedup is not None:
+            return self._as_fast(speedup, cap)
+        return self._with_knobs(knobs or {} if threshold is None else {"threshold": threshold}, cap)
+
+    def _with_knobs(self, given: Mapping[str, float], cap: Mapping[str, float]) -> Setting:
+        """The default operating point, or its criterion with other knobs."""
+        point = self.default_point
+        if not given and not cap:
+            return self._as_it_is(point)
+        self._check_origin(point)
+        criterion = make(point.criterion, **point.settings)
+        unknown = sorted(given.keys() - criterion.knobs.keys())
+        if unknown:
+            raise KnobError(
+                f"this model leaves by {criterion.name!r}, which has no {unknown[0]}: "
+                f"it has {', '.join(criterion.knobs)}"
+            )
+        for name, value in given.items():
+            criterion.knobs[name].check(name, value)
+        origin = "as given" if given else f"operating point {point.name!r}"
+        return Setting(criterion, {**point.knobs, **given, **cap}, origin)
+
+    def _as_fast(self, speedup: float, cap: Mapping[str, float]) -> Setting:
+        """The operating point that was calibrated for this layer speed-up, or else one by the dev trace."""
+        if not is_number(speedup) or not 1 <= speedup < math.inf:
+            raise KnobError(f"a layer speed-up is 1 or more, not {speedup!r}")
+        made = self._made_for(speedup)
+        if made is not None and not cap:
+            return self._as_it_is(made)
+        point = self.default_point
+        self._check_origin(point)
+        criterion = make(point.criterion, **point.settings)
+        dev = self.run.folder / "traces" / "dev.safetensors"
+        if not dev.is_file():
+            raise KnobError(f"no speed-up can be promised: {self.run.folder} has no trace; run `offramp record`")
+        chosen = choose(self._as_served(load_trace(dev)), criterion, speedup=speedup)
+        if made is None:
+            self._warn_once(
+                "no point for a speed-up",
+                f"nothing was calibrated for a layer speed-up of {speedup:g}, so thresholds are chosen on the dev "
+                f"trace of training, and nothing is promised: `offramp calibrate {self.run.folder} --data DATA "
+                f"--speedup {speedup:g}` makes a point for it",
+            )
+        return Setting(criterion, {**chosen.knobs, **cap}, f"layer speed-up of {speedup:g} on dev")
+
+    @property
+    def default_point(self) -> OperatingPoint:
+        """The operating point used where nothing is asked for.
+
+        Raises:
+            RunError: the run has none.
+        """
+        if not self.points:
+            raise RunError(f"{self.run.folder} has no operating_points.json: give --full-depth, or train it again")
+        return self.points[0]
+
+    def not_about_this(self, point: OperatingPoint) -> str:
+        """Why what a point promises is not promised here; empty: it is (or there is no promise)."""
+        promise, info = point.promise, self.info
+        if promise is None:
+            return ""
+        if promise.get("model") not in (None, self._weights):
+            return (
+                f"what operating point {point.name!r} promises is about other weights than those of {self.run.folder}"
+            )
+        there, here = self._made_on(point)
+        other = [name for name in there if there[name] not in ("", "unknown", here[name])]
+        if not other or (point.dtype in ("", "float32") and info.dtype == "float32"):
+            return ""  # an export gives the same numbers in float32, but for the last digits
+        return (
+            f"what operating point {point.name!r} promises is about {_listed(there, list(there))}, and this is "
+            f"{_listed(here, list(here))}"
+        )
+
+    def _as_it_is(self, point: OperatingPoint) -> Setting:
+        self._check_origin(point)
+        criterion = make(point.criterion, **point.settings)
+        promise = None if self.not_about_this(point) else point.promise
+        return Setting(criterion, dict(point.knobs), f"operating point {point.name!r}", promise, point)
+
+    def _promised(self, max_risk: float, risk: str | None, confidence: float) -> OperatingPoint:
+        """The fastest operating point that promises at most ``max_risk``, so sure, about what is served here.
+
+        Raises:
+            KnobError: a risk or confidence that cannot be, that nothing was calibrated for, or that leaves open what it
+                is about; or what was calibrated was for other weights, or another runtime or dtype.
+        """
+        if not is_number(max_risk) or not 0 < max_risk <= 1:
+            raise KnobError(f"max_risk must be above 0 and up to 1 (0.01 is one text in a hundred), not {max_risk!r}")
+        if not is_number(confidence) or not 0 < confidence < 1:
+            raise KnobError(f"a confidence lies between 0 and 1, such as 0.95, not {confidence!r}")
+        kinds = {point.name: promise_kind(p) for point in self.points if (p := point.promise) and "forced" not in p}
+        about = sorted(set(kinds.values()) if risk is None else {risk} & set(kinds.values()))
+        if len(about) > 1:
+            raise KnobError(
+                f"there are promises about {' and '.join(about)}: say which with risk={about[0]!r} (--risk)"
+            )
+        command = self._calibrating(max_risk, risk, confidence)
+        promised = [(point, point.promise) for point in self.points if point.promise and kinds.get(point.name) in about]
+        small = [(point, promise) for point, promise in promised if promise["risk"] <= max_risk + 1e-12]
+        kept = [point for point, promise in small if _is_sure(promise, confidence)]
+        if not promised:
+            raise KnobError(f"no operating point of {self.run.folder} has a promise{_about(risk)}: {command} makes one")
+        if not small:
+            least = min(promise["risk"] for _, promise in promised)
+            raise KnobError(
+                f"the smallest risk that was promised{_about(risk)} is {percent(least)}: {command} makes one"
+            )
+        if not kept:
+            surest = max(promise["confidence"] for _, promise in small)
+            raise KnobError(
+                f"{percent(max_risk)} was promised{_about(risk)} with a confidence of {100 * surest:g} %, not of "
+                f"{100 * confidence:g} %: {command} makes one, or ask for confidence={surest:g} (--confidence)"
+            )
+        kept.sort(key=lambda point: float(point.measured.get("layer_speedup", 1.0)), reverse=True)
+        whys = [self.not_about_this(point) for point in kept]
+        if all(whys):
+            raise KnobError(f"{whys[0]}: {command} makes one for here")
+        return kept[whys.index("")]
+
+    def _calibrating(self, max_risk: float, risk: str | None, confidence: float) -> str:
+        """The command that makes such a promise for what is served here."""
+        words = f"`offramp calibrate {self.run.folder} --data DATA --max-risk {max_risk:g}"
+        if risk not in (None, "disagreement"):
+            words += f" --risk {risk}".replace("--risk expected ", "--expected --risk ")
+        if confidence != CONFIDENCE:
+            words += f" --confidence {confidence:g}"
+        info = self.info
+        if (info.name, info.dtype) != ("torch", "float32"):
+            words += f" --runtime {info.name} --dtype {info.dtype}"
+        if not info.batch_invariant:
+            words += f" --batch-size {self.batch_size}"
+        return f"{words}`"
+
+    def _made_for(self, speedup: float) -> OperatingPoint | None:
+        """The operating point that was calibrated for this layer speed-up, or the next higher one.
+
+        One that was forced is the last, and among equals the one of the default's rule the first.
+        """
+        found = [
+            ("forced" in (point.promise or {}), asked, point.criterion != self.points[0].criterion, place)
+            for place, point in enumerate(self.points)
+            if (asked := point.asked.get("speedup", 0.0)) >= speedup - 1e-9
+        ]
+        return self.points[min(found)[-1]] if found else None
+
+    def _as_served(self, trace: Trace) -> Trace:
+        """A trace at the exits that the runtime has: an export may leave some out."""
+        layers = [stage.layers for stage in self.info.stages]
+        exits = [index for index, layer in enumerate(trace.layers.tolist()) if layer in layers]
+        return trace if len(exits) == trace.num_exits else trace.at_exits(exits)
+
+    def _check_origin(self, point: OperatingPoint) -> None:
+        """Warn, once, where a promise is about other weights, or a point of other numbers than this runtime gives."""
+        if point.promise is not None and point.promise.get("model") not in (None, self._weights):
+            self._warn_once(
+                point.name,
+                f"{self.not_about_this(point)}, and is not promised here: `offramp calibrate` makes one for here",
+            )
+        there, here = self._made_on(point)
+        other = [name for name in there if there[name] not in ("", "unknown", here[name])]
+        if not other:
+            return
+        lost = "" if point.promise is None else ", and what was promised there is not promised here"
+        self._warn_once(
+            point.name,
+            f"operating point {point.name!r} was chosen on {_listed(there, other)} and runs on {_listed(here, other)}: "
+            f"its thresholds may let other texts leave{lost}; `offramp calibrate` makes one for here",
+        )
+
+    def _made_on(self, point: OperatingPoint) -> tuple[dict[str, str], dict[str, str]]:
+        """By name, what a point's numbers depend on: as it was there, and as it is here."""
+        info = self.info
+        there = {"runtime": point.runtime, "dtype": point.dtype}
+        here = {"runtime": info.name, "dtype": info.dtype}
+        if not info.batch_invariant:  # else neighbours change nothing
+            there["batch size"], here["batch size"] = str(point.batch_size), str(self.batch_size)
+        return there, here
+
+    @cached_property
+    def _weights(self) -> str:
+        """Hash of the weights, by which a promise knows its model. A second for a large model, so only when asked."""
+        return weights_hash(self.run.folder)
+
+    def _warn_once(self, about: str, message: str) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
+            logger.warning("%s", message)
+
+
+def _is_sure(promise: Mapping[str, Any], confidence: float) -> bool:
+    return bool(promise.get("expected")) or promise["confidence"] >= confidence - 1e-9
+
+
+def _about(risk: str | None) -> str:
+    return "" if risk is None else f" about {risk}"
+
+
+def _listed(values: Mapping[str, str], names: Sequence[str]) -> str:
+    return ", ".join(f"{name} {values[name]}" for name in names)
