@@ -124,6 +124,10 @@ def test_evaluate(cli: Cli, run: Path, toy_data: Callable[..., str]) -> None:
     words = ("evaluate", run, "--data", toy_data(), "--rounds", 0, "--json", "--dtype", "float32")
     ours, theirs = (cli(*words, "--runtime", name).json for name in ("onnx", "torch"))
     assert (ours["runtime"], ours["accuracy"], ours["exits"]) == ("onnx", theirs["accuracy"], theirs["exits"])
+    assert ours["lanes"] == 1
+    assert "lanes are for exported graphs" in cli(*words, "--runtime", "torch", "--lanes", 2).error
+    if cores() > 1:
+        assert cli(*words, "--runtime", "onnx", "--lanes", 2).json == ours | {"lanes": 2}
 
 
 def test_record(cli: Cli, copy: Path, toy_data: Callable[..., str]) -> None:

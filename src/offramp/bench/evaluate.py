@@ -67,6 +67,7 @@ def evaluate(
         },
         "runtime": classifier.runtime.info.name,
         "batch_size": classifier.batch_size,
+        "lanes": classifier.lanes,
     }
     if rounds:
         timings = time_settings(

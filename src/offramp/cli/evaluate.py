@@ -18,6 +18,7 @@ from offramp.cli.common import (
     Json,
     KnobValues,
     LabelColumn,
+    Lanes,
     MaxLayers,
     MaxRisk,
     RiskKind,
@@ -57,6 +58,7 @@ def evaluate(
     dtype: Dtype = None,
     runtime: RuntimeName = None,
     threads: Threads = None,
+    lanes: Lanes = 1,
     as_json: Json = False,
 ) -> None:
     """Measure an operating point: scores, layer speed-up, and wall-clock speed-up against full depth."""
@@ -69,7 +71,9 @@ def evaluate(
 
     if check_installed(runtime, run, device=device, dtype=dtype) == "torch":
         quiet_transformers()
-    classifier = load(run, runtime=runtime, device=device, dtype=dtype, batch_size=batch_size, threads=threads)
+    classifier = load(
+        run, runtime=runtime, device=device, dtype=dtype, batch_size=batch_size, threads=threads, lanes=lanes
+    )
     setting = classifier.setting(
         threshold=threshold, speedup=speedup, max_layers=max_layers, full_depth=full_depth, knobs=parse_knobs(knob),
         max_risk=max_risk, risk=risk, confidence=confidence,
@@ -107,8 +111,9 @@ def _print(result: dict[str, Any]) -> None:
     how = point["origin"] if point["criterion"] == "depth" and not knobs else (
         f"{point['criterion']}, {knobs} ({point['origin']})"
     )  # fmt: skip
+    lanes = f" on {result['lanes']} lanes" if result["lanes"] > 1 else ""
     console().print(
-        f"\n{result['n']} texts, batches of {result['batch_size']}, {result['runtime']}.\n"
+        f"\n{result['n']} texts, batches of {result['batch_size']}{lanes}, {result['runtime']}.\n"
         f"Left after layer {leaving}.\n"
         f"Leaving by {how}.\n"
         f"{result['summary']}"
