@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Unpack, cast, overload
@@ -13,6 +14,7 @@ from offramp.calibration.monitor import Monitor
 from offramp.calibration.points import OperatingPoint, read_points
 from offramp.calibration.promise import CONFIDENCE
 from offramp.choosing import Chooser, Setting, Wishes
+from offramp.engine.costs import measure_cost
 from offramp.engine.engine import Engine
 from offramp.engine.units import Finished, Unit
 from offramp.errors import DataError, KnobError
@@ -202,7 +204,10 @@ class Classifier:
             answers: Iterator[tuple[int, Prediction]] = ((finished.id, self.read(finished)) for finished in done)
         else:
             watch = self.watch(self.monitor, setting)
-            engine = Engine(self.runtime, watch.criterion, pad_token=self.tokenizer.pad_token, max_rows=self.batch_size)
+            engine = Engine(
+                self.runtime, watch.criterion, pad_token=self.tokenizer.pad_token, max_rows=self.batch_size,
+                go_on=self._go_on,
+            )  # fmt: skip
             answers = watch.stream(engine, units(), chunk=min(chunk, _WATCHED * self.batch_size))
         for text, prediction in answers:
             yield replace(prediction, truncated=True) if truncated.pop(text) else prediction
@@ -239,7 +244,21 @@ class Classifier:
             pad_token=self.tokenizer.pad_token,
             max_rows=self.batch_size if max_rows is None else max_rows,
             lanes=self.lanes,
+            go_on=self._go_on,
         )
+
+    @cached_property
+    def _go_on(self) -> float | None:
+        """Tokens with which survivors go on, measured at first use where the model is not on a CPU; None: not so."""
+        info = self.runtime.info
+        if info.cost is not None or info.device == "cpu":
+            return None
+        tokenizer = self.tokenizer
+        cost = measure_cost(
+            self.runtime, pad_token=tokenizer.pad_token, token_types=tokenizer.token_types,
+            max_length=tokenizer.max_length,
+        )  # fmt: skip
+        return cost.tokens_worth_a_call()
 
     def encode(self, texts: Sequence[Text]) -> list[Encoded]:
         """Token ids, and a warning where texts are longer than the model reads.

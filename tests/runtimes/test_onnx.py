@@ -312,6 +312,19 @@ def test_a_damaged_manifest(copy: Path, content: str) -> None:
         load(copy)
 
 
+def test_a_manifest_that_does_not_know_the_cost(copy: Path) -> None:
+    """As an older offramp wrote it; the engine then goes by what it went by then."""
+    path = variant(copy) / "manifest.json"
+    said = json.loads(path.read_text())
+    del said["cost"]
+    path.write_text(json.dumps(said))
+    assert load(copy).runtime.info.cost is None
+    assert load(copy)("a gem").label in load(copy).run.id2label.values()
+    path.write_text(json.dumps(said | {"cost": {"call": 1.0}}))
+    with pytest.raises(RunError, match=r"manifest\.json is damaged"):
+        load(copy)
+
+
 def test_a_folder_without_manifest(copy: Path) -> None:
     (variant(copy) / "manifest.json").unlink()
     with pytest.raises(RunError, match=r"is no export: it has no manifest\.json; `offramp export` makes one"):
@@ -393,6 +406,11 @@ def test_what_the_manifest_says(run: Path) -> None:
     assert exact.check["exits"] == exact.check["batch_1"]["exits"] == small.check["batch_1"]["exits"] == 1
     assert exact.check["labels"] == [1, 1, 1]
     assert min(small.check["labels"]) > 0.8
+    for made in (exact, small):
+        assert made.cost is not None
+        assert 0 <= made.cost.call < 1
+        assert 0 <= made.cost.token < 1
+        assert made.info.cost == made.cost
     sizes = [sum(path.stat().st_size for path in variant(run, dtype).glob("*.onnx")) for dtype in ("float32", "int8")]
     assert sizes[1] < sizes[0]
 

@@ -29,12 +29,15 @@ from offramp.engine.units import Finished, KnobsFor, Unit, check_fits, decide, r
 from offramp.errors import DataError, KnobError, OfframpError
 from offramp.inputs.batching import pad
 from offramp.inputs.packing import keep, merge, trim
-from offramp.runtimes.base import RunsSingle, Runtime
+from offramp.runtimes.base import RunsSingle, Runtime, RuntimeInfo
 from offramp.types import Array, Batch, Decision, Knobs, Stage, State
 
 __all__ = ["Counts", "Engine"]
 
 _Int = npt.NDArray[np.int64]
+
+_CPU_TOKENS = 128.0
+"""Tokens with which a batch goes on where nobody measured what a stage costs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +83,9 @@ class Engine:
         waste: most positions computed per real token in a batch.
         hold: batches' worth of rows that wait between two stages for company of like length. More is less padding,
             and more memory: rows in flight times length times width.
-        go_on: tokens with which the survivors of a batch go on at once, as they are. On a CPU a token costs the same in
-            any batch of more than about a hundred (docs/performance.md); infinity: they always wait for company.
+        go_on: tokens with which the survivors of a batch go on at once, as they are; infinity: they always wait for
+            company. None: by what a stage costs, where the runtime says; or else what is right on a CPU, where a token
+            costs the same in any batch of more than about a hundred (docs/performance.md).
         lanes: batches that ``run`` and ``run_in_order`` compute side by side, each by a thread of its own.
 
     Raises:
@@ -103,7 +107,7 @@ class Engine:
         patience_steps: int = 256,
         waste: float = 1.25,
         hold: int = 8,
-        go_on: float = 128,
+        go_on: float | None = None,
         lanes: int = 1,
     ) -> None:
         check_fits(criterion, runtime.info)
@@ -121,7 +125,7 @@ class Engine:
             patience_steps=patience_steps,
             waste=waste,
             hold=hold,
-            go_on=go_on,
+            go_on=_enough_tokens(runtime.info) if go_on is None else go_on,
         )
         self._inputs: dict[int, tuple[Unit, Mapping[str, float]]] = {}
         self._parked: list[list[_Rows]] = [[] for _ in self._stages]
@@ -385,6 +389,10 @@ class Engine:
         with self._lock:
             self._parked[stage].append(rows)
             self._scheduler.put(stage, rows.ids.tolist(), rows.lengths.tolist())
+
+
+def _enough_tokens(info: RuntimeInfo) -> float:
+    return _CPU_TOKENS if info.cost is None else info.cost.tokens_worth_a_call()
 
 
 def _check_new(units: Sequence[Unit], done: Mapping[int, Finished]) -> None:

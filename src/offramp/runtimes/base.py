@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from offramp.types import Array, Batch, ExitOutput, ProblemType, Stage
 
-__all__ = ["RunsSingle", "Runtime", "RuntimeInfo"]
+__all__ = ["Memory", "RunsSingle", "Runtime", "RuntimeInfo", "StageCost"]
 
 Memory = Mapping[str, Array]
 """What heads remember of each unit between exits: name -> array whose first axis is the unit."""
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What running a stage and its exit takes on a machine, in seconds: ``call + token * tokens``."""
+
+    call: float
+    token: float
+
+    def tokens_worth_a_call(self, share: float = 0.1) -> float:
+        """Tokens from which on the call itself is at most a share of what a batch costs; infinite: there are none."""
+        if self.call == 0:
+            return 0.0
+        return math.inf if self.token == 0 else self.call / self.token * (1 - share) / share
 
 
 @dataclass(frozen=True)
@@ -34,6 +49,10 @@ class RuntimeInfo:
     """Layers of the full-depth model, where smaller models run before it; None: what the last exit costs."""
     single: str = ""
     """The score (``criteria.base.score_name``) by which ``run_single`` answers a text; empty: it cannot."""
+    device: str = "cpu"
+    """Where it computes."""
+    cost: StageCost | None = None
+    """Of a stage, as it was measured; None: it was not."""
 
     @property
     def num_layers(self) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import RunError
-from offramp.runtimes.base import RuntimeInfo
+from offramp.runtimes.base import RuntimeInfo, StageCost
 from offramp.types import ProblemType, Stage
 
 __all__ = [
@@ -102,6 +102,8 @@ class Manifest:
     length_step: int = 1
     """The runtime pads texts to multiples of so many tokens."""
     versions: Mapping[str, str] = field(default_factory=dict)
+    cost: StageCost | None = None
+    """Of a stage, on the machine that exported it; None: an older offramp did."""
     check: Mapping[str, Any] = field(default_factory=dict)
     """What the export measured of itself, against torch."""
 
@@ -130,6 +132,7 @@ class Manifest:
             remembers=self.remembers,
             full_layers=self.full_layers,
             single="" if self.single is None else self.single.score,
+            cost=self.cost,
         )
 
     def to_json(self) -> str:
@@ -167,6 +170,8 @@ def _manifest(value: dict[str, Any]) -> Manifest:
     known["left_out"] = tuple(known.get("left_out", ()))
     if (single := known.get("single")) is not None:
         known["single"] = Single(graph=_graph(single["graph"]), score=str(single["score"]))
+    if (cost := known.get("cost")) is not None:
+        known["cost"] = StageCost(call=float(cost["call"]), token=float(cost["token"]))
     return Manifest(**known)
 
 

@@ -44,6 +44,7 @@ class TorchRuntime:
             extras=self.model.offramp.extras(),  # type: ignore[operator, union-attr]
             remembers=any(head.remembers for head in self.model.offramp.early),  # type: ignore[union-attr]
             full_layers=self._cuts[-1].num_layers if self.model.offramp.members else None,  # type: ignore[union-attr]
+            device=str(self.device),
         )
 
     @classmethod

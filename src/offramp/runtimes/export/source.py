@@ -18,6 +18,7 @@ import transformers
 import offramp
 from offramp.calibration.points import OperatingPoint, read_points
 from offramp.criteria import Criterion, Scored, make
+from offramp.engine.costs import measure_cost
 from offramp.errors import KnobError, UnsupportedError
 from offramp.inputs.tokens import Text, Tokenizer
 from offramp.model.modeling import load_early_exit
@@ -274,7 +275,11 @@ def checked(
         **said,
         **(more or {}),
     }
-    manifest = replace(made, batch_invariant=made.batch_invariant and not moved, check=check)
+    cost = measure_cost(
+        runtime, pad_token=source.tokenizer.pad_token, token_types=source.tokenizer.token_types,
+        max_length=source.tokenizer.max_length,
+    )  # fmt: skip
+    manifest = replace(made, batch_invariant=made.batch_invariant and not moved, cost=cost, check=check)
     if made.quantisation is None and not manifest.batch_invariant:
         raise UnsupportedError("float32 graphs answer otherwise at another batch size: serve this run with torch")
     write_atomically(folder / FILE, manifest.to_json().encode())
