@@ -153,7 +153,7 @@ def encoded_features(folder: Path, data: Path, work: Path) -> tuple[Features, Fe
     kept = work / f"{folder.name}.npz"
     if not kept.is_file():
         work.mkdir(parents=True, exist_ok=True)
-        parts = [_encode(folder, run, data, part) for part in ("train", "dev")]
+        parts = [encode_part(folder, data, part) for part in ("train", "dev")]
         temporary = kept.with_suffix(".tmp.npz")
         np.savez(temporary, **{f"{p}_{k}": v for p, one in enumerate(parts) for k, v in vars(one).items()})
         temporary.replace(kept)
@@ -162,7 +162,9 @@ def encoded_features(folder: Path, data: Path, work: Path) -> tuple[Features, Fe
     return both[0], both[1], about
 
 
-def _encode(folder: Path, run: Run, data: Path, part: str) -> Features:
+def encode_part(folder: Path, data: Path, part: str) -> Features:
+    """Features of a part of a data set; of ``train``, the rows that the run was trained on."""
+    run = Run.open(folder)
     task = make_task(run.problem_type, run.id2label)
     name = next(p for p in (part, "validation", "test") if (data / f"{p}.jsonl").is_file())
     examples = load_examples(str(data / f"{name}.jsonl"), task)

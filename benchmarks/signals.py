@@ -1,11 +1,12 @@
 """What entropy, distance ratio and EDR know of an exit's answer, by layer; and how texts lie among the prototypes.
 
     python benchmarks/signals.py                                          (numbers, from the suite's kept traces)
-    python benchmarks/signals.py --data DATA --runs TASK=RUN [...]        (and pictures, from run folders)
+    python benchmarks/signals.py --data DATA --runs TASK=RUN [...]        (and of run folders, with pictures)
 
-Numbers, for every DE3-BERT training of the suite: the AUROC of each signal for "this exit is right", by layer; and at
-2x and 3x layer speed-up (entropy's thresholds, chosen on the same rows: this describes, it does not promise) how many
-leave where, how many of them are wrong, and whether a signal still tells those from the right ones.
+Numbers, for every DE3-BERT training of the suite and for every run (its dev trace): the AUROC of each signal for "this
+exit is right", by layer; and at 2x and 3x layer speed-up (entropy's thresholds, chosen on the same rows: this
+describes, it does not promise) how many leave where, how many of them are wrong, and whether a signal still tells those
+from the right ones.
 
 Writes benchmarks/results/signals.json; pictures (two principal components of the metric space, dev texts by class,
 prototypes as stars) go to docs/research/space-TASK.png.
@@ -42,8 +43,9 @@ from offramp.errors import KnobError
 from offramp.model.modeling import load_early_exit
 from offramp.traces.files import write_atomically
 from offramp.traces.replay import replay
+from offramp.traces.store import load_trace
 from offramp.traces.trace import Trace
-from prototypes import encoded_features  # beside this file
+from prototypes import encode_part  # beside this file
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "signals.json"
@@ -121,27 +123,37 @@ def numbers(results: Results) -> list[dict[str, Any]]:
     for cell in cells:
         if cell["recipe"] != "de3bert" or cell["status"] != DONE or cell["tier"] != "A":
             continue
-        trace = results.trace(cell["task"], cell["key"])
-        found.append(
-            {
-                "task": cell["task"],
-                "seed": cell["seed"],
-                "n": trace.num_units,
-                "accuracy": [float(1 - wrong_at(trace, e).mean()) for e in range(trace.num_exits)],
-                "auroc": auroc(trace),
-                "leavers": {f"{target:g}": leavers(trace, target) for target in TARGETS},
-            }
-        )
+        entry = cell_numbers(cell["task"], results.trace(cell["task"], cell["key"]))
+        found.append({**entry, "seed": cell["seed"], "of": "the suite"})
     return found
+
+
+def cell_numbers(task: str, trace: Trace) -> dict[str, Any]:
+    """What the signals of one trace are worth."""
+    return {
+        "task": task,
+        "n": trace.num_units,
+        "accuracy": [float(1 - wrong_at(trace, e).mean()) for e in range(trace.num_exits)],
+        "auroc": auroc(trace),
+        "leavers": {f"{target:g}": leavers(trace, target) for target in TARGETS},
+    }
+
+
+def run_numbers(task: str, folder: Path) -> dict[str, Any]:
+    """Of a run folder, on the dev rows that training recorded."""
+    record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    entry = cell_numbers(task, load_trace(folder / "traces" / "dev.safetensors"))
+    about = {"train_rows": record["rows"]["train"], "epochs": record["arguments"]["num_train_epochs"]}
+    return {**entry, **about, "seed": record["arguments"]["seed"], "of": "a run of its own"}
 
 
 # Pictures
 
 
 @torch.inference_mode()
-def picture(folder: Path, data: Path, work: Path) -> bytes:
+def picture(folder: Path, data: Path) -> bytes:
     """PNG: one panel an early exit; at most six classes, the first by number."""
-    _, dev, _ = encoded_features(folder, data, work)
+    dev = encode_part(folder, data, "dev")
     heads = load_early_exit(folder).eval().offramp.early
     names = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
     shown = np.flatnonzero(dev.labels < len(COLOURS))
@@ -181,17 +193,17 @@ def report(entries: Sequence[Mapping[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="holds a folder a task")
-    parser.add_argument("--runs", nargs="+", default=(), metavar="TASK=RUN", help="DE3-BERT runs to draw")
-    parser.add_argument("--work", type=Path, default=Path("runs/prototypes"), help="where features are kept")
+    parser.add_argument("--runs", nargs="+", default=(), metavar="TASK=RUN", help="DE3-BERT runs")
     options = parser.parse_args()
     quiet_transformers()
+    runs = {task: Path(folder) for task, _, folder in (named.partition("=") for named in options.runs)}
     entries = numbers(Results(ROOT / "benchmarks" / "results" / "suite"))
+    entries += [run_numbers(task, folder) for task, folder in runs.items()]
     seeds = sorted({one["seed"] for one in entries})
     write_result(RESULT, {"targets": TARGETS, "cells": entries, **provenance(seeds=seeds)})
     report(entries)
-    for named in options.runs:
-        task, _, folder = named.partition("=")
-        write_atomically(PICTURES / f"space-{task}.png", picture(Path(folder), options.data / task, options.work))
+    for task, folder in runs.items():
+        write_atomically(PICTURES / f"space-{task}.png", picture(folder, options.data / task))
     print(json.dumps({"benchmark": "signals", "cells": len(entries)}))
 
 

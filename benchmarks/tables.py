@@ -156,7 +156,7 @@ def signals(result: Result) -> str:
     """AUROC of entropy, DR and EDR for "this exit is right", by layer."""
     depth = max((len(cell["auroc"]["entropy"]) for cell in result["cells"]), default=0)
     lines = [
-        "| task, seed | signal | "
+        "| task, training rows | signal | "
         + " | ".join(f"after layer {m + 1}" for m in range(depth))
         + " | of those who left at 2x, all layers |",
         "|---|---|" + "---|" * (depth + 1),
@@ -164,8 +164,12 @@ def signals(result: Result) -> str:
     for cell in result["cells"]:
         for name in cell["auroc"]:
             told = " | ".join(f"{value:.3f}" for value in cell["auroc"][name])
-            lines.append(f"| {cell['task']}, {cell['seed']} | {name} | {told} | {_among(cell, name)} |")
+            lines.append(f"| {cell['task']}, {_rows_of(cell)} | {name} | {told} | {_among(cell, name)} |")
     return "\n".join([*lines, "", _origin(result, "python benchmarks/signals.py")])
+
+
+def _rows_of(cell: Result) -> str:
+    return f"{cell['train_rows']:,}" if "train_rows" in cell else f"as in the suite, seed {cell['seed']}"
 
 
 def _among(cell: Result, name: str) -> str:
