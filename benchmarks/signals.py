@@ -6,7 +6,8 @@
 Numbers, for every DE3-BERT training of the suite and for every run (its dev trace): the AUROC of each signal for "this
 exit is right", by layer; and at 2x and 3x layer speed-up (entropy's thresholds, chosen on the same rows: this
 describes, it does not promise) how many leave where, how many of them are wrong, and whether a signal still tells those
-from the right ones.
+from the right ones. Beside them, how often the nearest prototype is the right class's, and the score of early exit by
+each signal, with knobs chosen on one half and scored on the other.
 
 Writes benchmarks/results/signals.json; pictures (two principal components of the metric space, dev texts by class,
 prototypes as stars) go to docs/research/space-TASK.png.
@@ -34,6 +35,7 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from offramp.bench.provenance import provenance, write_result
 from offramp.bench.suite_results import DONE, Results
+from offramp.calibration.compare import compare
 from offramp.calibration.sweep import choose
 from offramp.cli.common import quiet_transformers
 from offramp.criteria import make
@@ -45,12 +47,13 @@ from offramp.traces.files import write_atomically
 from offramp.traces.replay import replay
 from offramp.traces.store import load_trace
 from offramp.traces.trace import Trace
-from prototypes import encode_part  # beside this file
+from prototypes import LAMBDAS, encode_part  # beside this file
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "signals.json"
 PICTURES = ROOT / "docs" / "research"
 TARGETS = (2.0, 3.0)
+SPLITS = 20
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 Floats = NDArray[np.float64]
 
@@ -128,12 +131,29 @@ def numbers(results: Results) -> list[dict[str, Any]]:
     return found
 
 
+def early_exit(trace: Trace) -> dict[str, list[dict[str, Any] | None]]:
+    """Criterion -> at each layer speed-up its score, on rows its knobs were not chosen on, and the gap to entropy."""
+    rules = {"entropy": [make("entropy")], "dr": [make("dr")], "edr": [make("edr", lam=lam) for lam in LAMBDAS]}
+    result = compare(trace, rules=rules, targets=TARGETS, splits=SPLITS)
+    return {
+        row["name"]: [
+            cell and {"score": cell["score"], "interval": cell["interval"], "gap": cell["against_baseline"]}
+            for cell in row["cells"]
+        ]
+        for row in result["rows"]
+    }
+
+
 def cell_numbers(task: str, trace: Trace) -> dict[str, Any]:
     """What the signals of one trace are worth."""
+    far = trace.extras["distances"]
     return {
         "task": task,
         "n": trace.num_units,
+        "classes": trace.logits.shape[-1],
         "accuracy": [float(1 - wrong_at(trace, e).mean()) for e in range(trace.num_exits)],
+        "nearest": [float((far[e].argmin(axis=-1) == trace.labels).mean()) for e in range(trace.num_exits - 1)],
+        "early_exit": early_exit(trace),
         "auroc": auroc(trace),
         "leavers": {f"{target:g}": leavers(trace, target) for target in TARGETS},
     }

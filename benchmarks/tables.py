@@ -153,7 +153,7 @@ def _over_models(cells: Sequence[Result]) -> list[str]:
 
 
 def signals(result: Result) -> str:
-    """AUROC of entropy, DR and EDR for "this exit is right", by layer."""
+    """AUROC of entropy, DR and EDR for "this exit is right", by layer; and what early exit by them scores."""
     depth = max((len(cell["auroc"]["entropy"]) for cell in result["cells"]), default=0)
     lines = [
         "| task, training rows | signal | "
@@ -165,7 +165,47 @@ def signals(result: Result) -> str:
         for name in cell["auroc"]:
             told = " | ".join(f"{value:.3f}" for value in cell["auroc"][name])
             lines.append(f"| {cell['task']}, {_rows_of(cell)} | {name} | {told} | {_among(cell, name)} |")
-    return "\n".join([*lines, "", _origin(result, "python benchmarks/signals.py")])
+    lines += ["", *_by_signal(result), "", _origin(result, "python benchmarks/signals.py")]
+    return "\n".join(lines)
+
+
+def _by_signal(result: Result) -> list[str]:
+    """Classifiers beside nearest prototypes, and early exit by each signal."""
+    speeds = [f"{target:g}x" for target in result["targets"]]
+    lines = [
+        "Accuracy of each early exit's classifier, and of its nearest prototype; then of early exit by a signal, knobs "
+        "chosen on one half and scored on the other, and points won over entropy [95 %]:",
+        "",
+        "| task, training rows | classes, dev rows | classifiers | nearest prototypes | full depth | "
+        + " | ".join(f"{name}, {speed}" for speed in speeds for name in ("entropy", "dr", "edr"))
+        + " |",
+        "|---|---|---|---|---|" + "---|" * (3 * len(speeds)),
+    ]
+    for cell in result["cells"]:
+        *early, full = (f"{100 * value:.1f}" for value in cell["accuracy"])
+        nearest = " ".join(f"{100 * value:.1f}" for value in cell["nearest"])
+        told = [
+            _gained(cell["early_exit"][name][place], name)
+            for place in range(len(speeds))
+            for name in ("entropy", "dr", "edr")
+        ]
+        lines.append(
+            f"| {cell['task']}, {_rows_of(cell)} | {cell['classes']}, {cell['n']:,} | {' '.join(early)} | {nearest} | "
+            f"{full} | {' | '.join(told)} |"
+        )
+    return lines
+
+
+def _gained(cell: Result | None, name: str) -> str:
+    if cell is None:
+        return "not reached"
+    score = f"{100 * cell['score']:.1f}"
+    low, high = cell["gap"]["interval"]
+    return (
+        score
+        if name == "entropy"
+        else f"{score}: {100 * cell['gap']['mean']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    )
 
 
 def _rows_of(cell: Result) -> str:
