@@ -125,6 +125,7 @@ VARIANTS: dict[str, Variant] = {
     "temperature": Variant(temperature=True),
     "classifiers trained again": Variant(classifier=True),
     "classifiers trained again, softmax": Variant(classifier=True, form="softmax"),
+    "classifiers trained again, 50 epochs": Variant(classifier=True, epochs=50),
     "no network, geometric": Variant(network="identity", means="train", epochs=0, rule={"fusion": "geometric"}),
     "no network, temperature": Variant(network="identity", means="train", epochs=0, temperature=True),
 }

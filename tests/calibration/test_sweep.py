@@ -112,8 +112,8 @@ def test_data_hash_knows_rows_not_their_order(example: MakeTrace) -> None:
 def test_candidates_fit_the_trace(example: MakeTrace) -> None:
     names = {name for name, _ in candidates(example())}
     plain = {"entropy", "confidence", "patience", "energy", "patience_entropy", "divergence", "window"}
-    assert {"confidence_fallback", "depth", "dr", "edr"} | plain <= names
-    assert {name for name, _ in candidates(example(extras=False))} == names - {"dr", "edr"}
+    assert {"confidence_fallback", "depth", "dr", "edr", "nearest_prototype"} | plain <= names
+    assert {name for name, _ in candidates(example(extras=False))} == names - {"dr", "edr", "nearest_prototype"}
     assert {name for name, _ in candidates(with_more(example(), "gate"))} == names | {"gate"}
     assert {name for name, _ in candidates(with_more(example(), "null_space"))} == names | {"cap"}
     assert {name for name, _ in candidates(example("regression"))} == {"patience_delta", "depth"}

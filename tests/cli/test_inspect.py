@@ -167,9 +167,12 @@ def test_a_rule_that_is_not_among_the_usual_ones_is_shown_where_it_decides(capsy
 
     entry = {"layer": 1, "label": "c3", "score": 0.5, "confidence": 0.5, "entropy": 0.9, "other": 0.25, "left": True}
     for criterion, expected in (("other", ["entropy", "other"]), ("confidence", ["confidence", "entropy"])):
-        result = {"layers": [entry], "criterion": criterion, "knobs": {"threshold": 0.6}}
-        inspect._print({**result, "tokens": 3, "truncated": False})
-        assert capsys.readouterr().out.splitlines()[0].split() == ["layer", "says", "sure", *expected]
+        for label, told in (("c3", ""), ("c4", " The answer is its own: c4.")):
+            result = {"layers": [entry], "criterion": criterion, "knobs": {"threshold": 0.6}, "label": label}
+            inspect._print({**result, "tokens": 3, "truncated": False})
+            lines = capsys.readouterr().out.splitlines()
+            assert lines[0].split() == ["layer", "says", "sure", *expected]
+            assert lines[-1] == f"Leaves at the first exit where {criterion} < 0.6.{told} 3 tokens."
 
 
 def test_a_label_is_printed_as_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,7 +189,13 @@ def _print(result: dict[str, Any]) -> None:
 
     promise = result.get("promise")
     said = "" if promise is None else f"\n{promise_sentence(promise)}"
-    console().print(f"\n{_why(result)} {result['tokens']} tokens{cut}.{said}")
+    console().print(f"\n{_why(result)}{_answers(result)} {result['tokens']} tokens{cut}.{said}")
+
+
+def _answers(result: dict[str, Any]) -> str:
+    """What is answered, where the rule answers otherwise than the exit's classifier."""
+    says = next(entry["label"] for entry in result["layers"] if entry["left"])
+    return "" if says == result["label"] else f" The answer is its own: {_label(result['label'])}."
 
 
 def _label(label: Any) -> str:
