@@ -154,9 +154,8 @@ def test_many_classes_are_two_distances(capsys: pytest.CaptureFixture[str]) -> N
     entry = {"layer": 1, "label": "c3", "score": 0.5, "entropy": 0.9, "left": False}
     distances = {f"c{k}": 10.0 - k for k in range(9)}
     layers = [{**entry, "distances": distances}, {**entry, "layer": 2, "left": True}]
-    inspect._print(
-        {"layers": layers, "criterion": "entropy", "knobs": {"threshold": 0.1}, "tokens": 3, "truncated": False}
-    )
+    result = {"layers": layers, "criterion": "entropy", "knobs": {"threshold": 0.1}, "label": "c3"}
+    inspect._print({**result, "tokens": 3, "truncated": False})
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[-2:] == ["d(own)", "d(next)"]
     assert lines[1].split()[-2:] == ["7.00", "2.00"]

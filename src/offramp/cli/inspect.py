@@ -194,8 +194,9 @@ def _print(result: dict[str, Any]) -> None:
 
 def _answers(result: dict[str, Any]) -> str:
     """What is answered, where the rule answers otherwise than the exit's classifier."""
-    says = next(entry["label"] for entry in result["layers"] if entry["left"])
-    return "" if says == result["label"] else f" The answer is its own: {_label(result['label'])}."
+    says = next(_label(entry["label"]) for entry in result["layers"] if entry["left"])
+    answer = _label(result["label"])
+    return "" if says == answer else f" The answer is its own: {answer}."
 
 
 def _label(label: Any) -> str:
