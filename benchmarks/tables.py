@@ -109,8 +109,8 @@ def prototypes(result: Result) -> str:
     variants = list(dict.fromkeys(cell["variant"] for cell in cells))
     speeds = [f"{target:g}x" for target in result["method"]["targets"][1:]]
     lines = [
-        f"Points that EDR, its lambda chosen, adds to entropy on the same model: area / at {' / '.join(speeds)} layer "
-        "speed-up. Then means over models and tasks with a standard error (over dev rows; "
+        "Entropy's own area, and the points that EDR, its lambda chosen, adds to it on the same model: area / at "
+        f"{' / '.join(speeds)} layer speed-up. Then means over models and tasks with a standard error (over dev rows; "
         f"{result['method']['repeats']} parts of dev; models of one task share their rows, tasks are independent), and "
         'the AUROC of entropy / DR / EDR (lambda 1) for "the first exit is right", mean over models.',
         "",
@@ -130,7 +130,10 @@ def _added(cell: Result) -> list[str]:
     """Area, then each speed-up but the lowest."""
     gaps = cell["gaps"]["edr"][1:]
     area = _gap(cell["area"]["edr"], cell["area"]["entropy"])
-    return [area, *("-" if gap is None else f"{100 * gap[0]:+.1f}" for gap in gaps)]
+    return [
+        f"{100 * cell['area']['entropy']:.1f}: {area}",
+        *("-" if gap is None else f"{100 * gap[0]:+.1f}" for gap in gaps),
+    ]
 
 
 def _over_models(cells: Sequence[Result]) -> list[str]:

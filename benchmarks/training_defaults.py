@@ -42,6 +42,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "learning_rate 2e-5": {"arguments": {"learning_rate": 2e-5}},
     "learning_rate 1e-4": {"arguments": {"learning_rate": 1e-4}},
     "6 epochs": {"arguments": {"num_train_epochs": 6}},
+    "20 epochs of the exits alone": {"exit_epochs": 20.0},
+    "5 epochs of the exits alone": {"exit_epochs": 5.0},
     "pooling cls": {"pooling": "cls"},
     "last exit pooled": {"last_exit": "head"},
     "objective by depth": {"settings": {"objective.by": "depth"}},
@@ -61,6 +63,7 @@ def run_cell(task: str, change: dict[str, Any], options: argparse.Namespace) -> 
         settings=change.get("settings", {}),
         pooling=change.get("pooling"),
         last_exit=change.get("last_exit", "model"),
+        exit_epochs=change.get("exit_epochs", 0.0),
         arguments={**BASE, **change.get("arguments", {})},
     )
     train(plan)

@@ -734,6 +734,33 @@ def test_phases_follow_each_other(
     assert len(seen) == 5  # the first phase was not run again
 
 
+def test_exits_learn_alone_afterwards(make_plan: MakePlan, tmp_path: Path) -> None:
+    """As the recipe says first; then heads and prototypes move, and the encoder and the last exit stay."""
+    arguments = {"max_steps": 8, "num_train_epochs": "1", "head_learning_rate": 1e-3, "load_best_model_at_end": False}
+    plan = make_plan(tmp_path / "usual", recipe="de3bert", arguments=arguments)
+    usual = train(plan).folder
+    longer = train(replace(plan, out=tmp_path / "longer", exit_epochs=2.0)).folder
+    before, after = weights(usual), weights(longer)
+    for name, value in after.items():
+        stays = not name.startswith("offramp.") or name.endswith(".seen")  # which classes have a prototype
+        assert torch.equal(value, before[name]) == stays, name
+    last = [entry for entry in record(longer)["history"] if entry["phase"] == 2][-1]
+    assert last["epoch"] == 2  # neither --max_steps nor --num_train_epochs is about this phase
+    assert {entry["phase"] for entry in record(usual)["history"]} == {1}
+
+
+@pytest.mark.parametrize(("wrong", "message"), [
+    ({"recipe": "deebert", "exit_epochs": 2.0}, "recipe deebert ends with its heads trained alone: leave"),
+    ({"exit_epochs": -1.0}, "--exit-epochs must be 0 or more, not -1.0"),
+    ({"exit_epochs": float("nan")}, "--exit-epochs must be 0 or more, not nan"),
+    ({"recipe": "plain", "exit_epochs": 2.0}, "there are none: give it --exits"),
+])  # fmt: skip
+def test_exits_that_cannot_learn_alone(make_plan: MakePlan, tmp_path: Path, wrong: Any, message: str) -> None:
+    with pytest.raises(KnobError, match=message):
+        train(make_plan(tmp_path / "run", **wrong))
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_tokenizer_of_the_run_is_the_encoders(trained: Path, tiny_encoder: str) -> None:
     text = "a gem of a film, and unheard"
     expected = AutoTokenizer.from_pretrained(tiny_encoder)(text)["input_ids"]

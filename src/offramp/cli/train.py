@@ -69,6 +69,10 @@ def train(
         float | None,
         typer.Option(metavar="X", help="Of the exits and the model's own head; by default twenty times the encoder's."),
     ] = None,
+    exit_epochs: Annotated[
+        float,
+        typer.Option(metavar="X", help="Epochs that the exits learn alone afterwards; the frozen encoder runs once."),
+    ] = 0.0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,
     max_drop: Annotated[
         float, typer.Option(metavar="X", help="Points the default operating point may lose on dev.", min=0)
@@ -104,6 +108,7 @@ def train(
         max_length=max_length,
         max_train_samples=max_train_samples,
         arguments=arguments,
+        exit_epochs=exit_epochs,
         resume=resume,
         max_drop=max_drop,
     )

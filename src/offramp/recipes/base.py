@@ -56,6 +56,8 @@ class Phase:
     """Training arguments (transformers' names) of this phase that differ from the recipe's."""
     fixed: bool = False
     """Settings that an objective is changed with (``--set objective.by=depth``) are not meant for this phase's."""
+    firm: bool = False
+    """Its arguments win over those given for the training as a whole."""
 
 
 @dataclass(frozen=True)

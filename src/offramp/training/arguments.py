@@ -16,7 +16,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from offramp.errors import KnobError
 
-__all__ = ["ExitTrainingArguments", "make_arguments"]
+__all__ = ["FROZEN", "ExitTrainingArguments", "make_arguments"]
 
 DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 5.0,
@@ -39,6 +39,19 @@ DEFAULTS: dict[str, Any] = {
     "seed": 42,
     "remove_unused_columns": False,
 }
+
+
+FROZEN: Mapping[str, Any] = {
+    "bf16": False,
+    "num_train_epochs": 20.0,
+    "head_learning_rate": 5e-3,
+}
+"""Where exits learn alone, on what a frozen encoder gives.
+
+Of 1e-3, 3e-3 and 1e-2 for 5 to 60 epochs, linear heads agreed with the full model best at 3e-3 to 1e-2 after 20, on
+sst2 (6 layers, 4,000 texts) and on reactions (12 layers, 50 classes, 2,250 texts); 60 gained nothing. The layers run in
+float32, as the model will be served: in bfloat16 exits would learn from slightly other vectors.
+"""
 
 
 @dataclass

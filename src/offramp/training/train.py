@@ -36,7 +36,7 @@ from offramp.objectives import make_objective
 from offramp.recipes import Phase, Recipe, load_recipe
 from offramp.run import FORMAT, TRAINING_ROWS, Run, check_replaceable, read_hashes, replace_folder
 from offramp.tasks import Task, make_task
-from offramp.training.arguments import ExitTrainingArguments, make_arguments
+from offramp.training.arguments import FROZEN, ExitTrainingArguments, make_arguments
 from offramp.training.data import Examples, TrainingData, load_data, row_hashes
 from offramp.training.features import CollateFeatures, Dtype, FeatureRows, can_keep, keep_features, size_on_disk
 from offramp.training.finish import AGREEMENT, OWN_ANSWERS, write_measured
@@ -79,6 +79,8 @@ class Plan:
     max_train_samples: int | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of transformers' Trainer by their own names, and ``head_learning_rate``."""
+    exit_epochs: float = 0.0
+    """Epochs that the exits learn alone afterwards, on the frozen encoder; 0: none."""
     resume: bool = False
     max_drop: float = 0.5
     """Points of the main metric that the default operating point may lose on dev."""
@@ -100,11 +102,28 @@ def train(plan: Plan) -> Run:
     started = time.monotonic()
     check_replaceable(plan.out)
     recipe = load_recipe(plan.recipe).changed(plan.settings)
+    if plan.exit_epochs:
+        recipe = _with_exits_alone(recipe, plan)
     work = plan.out.with_name(plan.out.name + ".training")
     arguments = phase_arguments(plan, work, recipe, recipe.training[0])
     main = arguments.process_index == 0
     with only_training(work) if main else nullcontext():  # the processes of one training share its folder
         return _train(plan, recipe, arguments, work, main, started)
+
+
+def _with_exits_alone(recipe: Recipe, plan: Plan) -> Recipe:
+    """The recipe with one more phase, in which its exits learn on the frozen encoder.
+
+    Raises:
+        KnobError: a number of epochs that cannot be, or nothing but exits was to be trained last anyway.
+    """
+    if not 0 < plan.exit_epochs < math.inf:
+        raise KnobError(f"--exit-epochs must be 0 or more, not {plan.exit_epochs}")
+    last = recipe.training[-1]
+    if last.train != "all":
+        raise KnobError(f"recipe {plan.recipe} ends with its {last.train} trained alone: leave --exit-epochs out")
+    alone = {**last.arguments, **FROZEN, "num_train_epochs": plan.exit_epochs, "max_steps": -1}
+    return replace(recipe, training=(*recipe.training, replace(last, train="heads", arguments=alone, firm=True)))
 
 
 def _train(plan: Plan, recipe: Recipe, arguments: ExitTrainingArguments, work: Path, main: bool, started: float) -> Run:
@@ -204,8 +223,10 @@ def fit(ready: Ready) -> Run:
 
 
 def phase_arguments(plan: Plan, work: Path, recipe: Recipe, phase: Phase) -> ExitTrainingArguments:
-    """What was given, over the phase's own, over the recipe's, over our defaults."""
-    return make_arguments(str(work), plan.arguments, recipe={**recipe.arguments, **phase.arguments})
+    """What was given, over the phase's own, over the recipe's, over our defaults; a firm phase's own over all."""
+    firm = phase.arguments if phase.firm else {}
+    given = {name: value for name, value in plan.arguments.items() if name not in firm}
+    return make_arguments(str(work), given, recipe={**recipe.arguments, **phase.arguments})
 
 
 def limited(data: TrainingData, most: int | None, seed: int) -> TrainingData:
