@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,6 +37,7 @@ def point(name: str, threshold: float, *, risk: float | None, speed: float, of: 
         measured={"layer_speedup": speed},
         chosen_on="dev",
         promise=None if risk is None else {"risk": risk, "of": of, "confidence": 0.95, "expected": False},
+        asked={} if risk is None else {"max_risk": risk},
     )
 
 
@@ -137,6 +139,47 @@ def test_call_after_call_is_one_stream(plain: Classifier, texts: list[str]) -> N
         classifier(text, max_risk=0.1, risk="disagreement")
     assert (monitor.texts, monitor.shadowed) == (20, 5)
     assert classifier.monitor is monitor
+
+
+@pytest.mark.parametrize("shadow_every", [None, 3])
+def test_a_pickled_monitor_goes_on_with_the_same_run(
+    run: Path, plain: Classifier, texts: list[str], shadow_every: int | None
+) -> None:
+    """A server that is started anew in the middle of a stream, in which both alarms ring."""
+    stream = texts + ["the of a and"] * 100
+
+    def answered(monitor: Monitor, part: list[str]) -> Monitor:
+        classifier = offramp.load(run, batch_size=4, monitor=monitor)
+        for text in part:
+            classifier(text, max_risk=0.2, risk="disagreement")
+        assert classifier.monitor is not None
+        return classifier.monitor
+
+    settings: dict[str, Any] = {"shadow_every": shadow_every, "false_alarms": 0.5, "max_risk": 0.01, "seed": 5}
+    whole = answered(Monitor(**settings), stream)
+    half = answered(Monitor(**settings), stream[:80])
+    assert half.events
+    again = answered(pickle.loads(pickle.dumps(half)), stream[80:])
+    assert again.texts == len(stream)
+    assert again.status() == whole.status()
+    other = offramp.load(run, batch_size=4, monitor=pickle.loads(pickle.dumps(half)))
+    other(texts[0], max_risk=0.1, risk="disagreement")  # another operating point
+    assert other.monitor is not None
+    assert (other.monitor.texts, other.monitor.events) == (1, [])
+
+
+def test_shadow_runs_where_nothing_is_promised(
+    plain: Classifier, texts: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for monitor, said in ((Monitor(shadow_every=2), True), (Monitor(shadow_every=2, max_risk=0.1), False),
+                          (Monitor(), False)):  # fmt: skip
+        found = Classifier(plain.run, plain.runtime, batch_size=4, monitor=monitor)
+        found.points = [one for one in plain.points if one.name == "unpromised"]
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            found(texts[:4])
+        assert ("nothing is promised by operating point 'unpromised', so shadow runs only" in caplog.text) == said
+        assert not monitor.rungs[0].promised
 
 
 def test_it_falls_back_and_says_so(plain: Classifier, texts: list[str], caplog: pytest.LogCaptureFixture) -> None:

@@ -43,7 +43,8 @@ class Watch:
     """A monitor bound to an operating point of a run.
 
     Args:
-        monitor: is bound, and begins anew.
+        monitor: is bound. It begins anew, unless just this operating point, with this calibration, is what it watched
+            before: see ``Monitor.bind``.
         point: to be used and watched.
         points: of the run; the safer ones among them are fallen back on.
         folder: of the run: where the trace lies that a point was chosen on.
@@ -74,7 +75,7 @@ class Watch:
             rules=tuple((rule, tuple(one.knobs.items())) for rule, one in zip(rules, used, strict=True)),
             problem_type=info.problem_type,
         )
-        rungs = [Rung(one.name, reference_of(one, folder)) for one in used]
+        rungs = [Rung(one.name, reference_of(one, folder), promised=_is_promised(one)) for one in used]
         self._loss, limit = _loss_and_limit(monitor, point, task)
         if rungs[0].reference is None and monitor.shadow_every is None:
             raise KnobError(
@@ -132,7 +133,7 @@ def safer(point: OperatingPoint, points: Sequence[OperatingPoint]) -> list[Opera
         one
         for one in points
         if one.promise is not None
-        and "forced" not in one.promise
+        and _is_promised(one)
         and promise_kind(one.promise) == kind
         and one.promise["risk"] < risk
         and _speed(one) < speed
@@ -161,6 +162,10 @@ def reference_of(point: OperatingPoint, folder: Path) -> Reference | None:
     return Reference.of(trace, make(point.criterion, **point.settings), point.knobs)
 
 
+def _is_promised(point: OperatingPoint) -> bool:
+    return point.promise is not None and "forced" not in point.promise
+
+
 def _speed(point: OperatingPoint) -> float:
     return float(point.measured.get("layer_speedup", 1.0))
 
@@ -187,6 +192,13 @@ def _loss_and_limit(
             )  # fmt: skip
         kind, limit = "disagreement", None
     loss = answer_loss(kind, task)
+    if point.promise is None and monitor.max_risk is None:
+        logger.warning(
+            "nothing is promised by operating point %r, so shadow runs only tell how often its answers differ from the "
+            "full model's, raise no alarm, and nothing is fallen back on: calibrate one that promises something "
+            "(offramp calibrate --max-risk 0.01) and ask for it by max_risk (--max-risk)",
+            point.name,
+        )
 
     def losses(answers: NDArray[Any], full: NDArray[Any]) -> list[float]:
         found = np.asarray(loss(answers, np.repeat(full[None], len(answers), axis=0), None), dtype=np.float64)

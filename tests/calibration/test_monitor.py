@@ -225,6 +225,38 @@ def test_a_monitor_goes_on_where_it_was_saved() -> None:
     assert again.status() == monitor.status()
 
 
+def test_bound_to_the_same_it_goes_on_and_else_begins_anew() -> None:
+    def alike() -> list[Rung]:
+        return [Rung("fast", reference()), Rung("safe", reference((2, 2, 3, 3, 3)))]
+
+    def seen(rungs: Sequence[Rung], limit: float | None, **settings: Any) -> int:
+        monitor = Monitor(shadow_every=1, **settings)
+        monitor.bind(alike(), limit=0.05)
+        run(monitor, [1.0, 0.0], texts=3)
+        before = monitor.status()
+        monitor.bind(rungs, limit=limit)
+        if monitor.texts:
+            assert monitor.status() == before
+        return monitor.texts
+
+    fast, safe = alike()
+    assert seen(alike(), 0.05) == 3
+    assert seen(alike(), 0.01, max_risk=0.05) == 3  # its own limit is what it watches
+    assert seen(alike(), 0.01) == seen(alike(), None) == 0
+    for other in ([fast], [safe, fast], [fast, safe, safe], [Rung("new", reference()), safe], [Rung("fast"), safe],
+                  [Rung("fast", reference(each=21)), safe], []):  # fmt: skip
+        assert seen(other, 0.05) == 0
+
+
+@pytest.mark.parametrize("promised", [True, False])
+def test_drift_speaks_of_a_promise_where_there_is_one(promised: bool) -> None:
+    monitor = Monitor()
+    monitor.bind([Rung("fast", reference(), promised)], limit=None)
+    [event] = run(monitor, None, layer=3, texts=200)
+    assert ("What was promised is not promised for them" in event.message) == promised
+    assert "at most); calibrate on such texts" in event.message or promised
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -5,12 +5,14 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from offramp.errors import RunError
 from offramp.training import features
 
 Cli = Callable[..., Any]
@@ -54,7 +56,7 @@ def test_exits_from_a_log(cli: Cli, classifier: Path, log: Path, tmp_path: Path)
     assert "accuracy" not in done.out + card
     lines = [line for line in done.out.splitlines() if not line.startswith("epoch ")]
     assert lines[0] == f"Saved {out}. At full depth it answers as before."
-    assert lines[1] == "There were no labels: exits learned from the model's own answers."
+    assert lines[1] == "No labels were used: exits learned from the model's own answers."
     assert lines[2].startswith("Default operating point (edr): agreement with the full model's own answers ")
     assert lines[3] == f'Next: offramp predict {out} "a text"'
     assert os.listdir(tmp_path).count("run.training") == 0
@@ -288,6 +290,100 @@ def test_options_that_cannot_be(
 
 
 def test_there_is_no_such_model(cli: Cli, log: Path, tmp_path: Path) -> None:
-    assert "there is no folder" in cli("attach", tmp_path / "nothing", "--data", log, "--out", tmp_path / "run").error
+    for name in (tmp_path / "nothing", "./models/nope", "my/models/nope"):
+        done = cli("attach", name, "--data", log, "--out", tmp_path / "run")
+        assert done.error == f"there is no folder {name}: check its name"
     done = cli("attach", "nobody/nothing", "--data", log, "--out", tmp_path / "run")
     assert "cannot load a model from nobody/nothing: " in done.error
+
+
+class Session:
+    """A network of which nothing, or a refusal, comes back."""
+
+    def __init__(self, reached: bool) -> None:
+        self.reached, self.asked = reached, 0
+
+    def head(self, url: str, *, timeout: float) -> str:
+        self.asked += 1
+        assert url.startswith("https://")
+        assert timeout <= 10
+        if not self.reached:
+            raise TimeoutError
+        return "403"
+
+
+def test_no_hub_is_said_once_and_at_once(cli: Cli, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its library would try six times for each file."""
+    import huggingface_hub
+
+    from offramp.training import attach
+
+    def load(name: str) -> Any:
+        raise RunError(f"{name} was asked for")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(attach, "_load", load)
+    words = ("attach", "models/nope", "--data", log, "--out", tmp_path / "run")
+    for reached, cached, said, asked in (
+        (False, None, "cannot load a model from models/nope: there is no such folder, and the hub cannot be reached: "
+         "check the name, or the network", 1),
+        (True, None, "models/nope was asked for", 1),
+        (False, "/cache/config.json", "models/nope was asked for", 0),
+    ):  # fmt: skip
+        network = Session(reached)
+        monkeypatch.setattr(huggingface_hub, "get_session", lambda network=network: network)
+        monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, cached=cached: cached)
+        assert (cli(*words).error, network.asked) == (said, asked)
+
+
+def test_rows_half_of_which_have_labels(cli: Cli, classifier: Path, tmp_path: Path) -> None:
+    rows = [{"text": f"gem {n}", "label": "good" if n % 2 else None} for n in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = cli("attach", classifier, "--data", tmp_path / "rows.jsonl", "--out", tmp_path / "run", *QUICK)
+    assert "6 of 12 rows have no label, so those of the others are not used either" in done.err
+    assert "\nNo labels were used: exits learned from the model's own answers.\n" in done.out
+
+
+def test_nothing_to_resume(cli: Cli, classifier: Path, log: Path, tmp_path: Path) -> None:
+    done = cli("attach", classifier, "--data", log, "--out", tmp_path / "run", *QUICK, "--resume")
+    assert done.error == f"there is nothing to resume in {tmp_path / 'run.training'}: attach without --resume"
+    assert sorted(os.listdir(tmp_path)) == ["log.jsonl"]
+
+
+def test_labels_of_other_classes_are_one_sentence(
+    cli: Cli, mine: Path, toy_data: Callable[..., str], tmp_path: Path
+) -> None:
+    config = json.loads((mine / "config.json").read_text())
+    names = ["odd", "bad", "good"]  # the answers of an untrained model, under names that are never right
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(mine)
+    model.classifier.weight.data.zero_()
+    model.classifier.bias.data.copy_(model.classifier.bias.data.new_tensor([0.0, 0.0, 9.0]))
+    model.save_pretrained(mine)
+    rows = [json.loads(line) for line in (Path(toy_data()) / "train.jsonl").read_text().splitlines()]
+    config |= {"id2label": dict(enumerate(names)), "label2id": {name: n for n, name in enumerate(names)}}
+    (mine / "config.json").write_text(json.dumps(config))
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows if row["label"] != "good"))
+    done = cli("attach", mine, "--data", data, "--out", tmp_path / "run", *QUICK)
+    assert done.status == 2
+    told = done.err.splitlines()
+    assert len(told) == 2  # the first is about the part held out
+    assert told[1].startswith("offramp: error: the full model is right on 0.0 % of ")
+    assert sorted(os.listdir(tmp_path)) == ["model", "rows.jsonl"]  # nothing to go on from
+    assert cli("attach", mine, "--data", data, "--out", tmp_path / "run", *QUICK, "--no-labels").status == 0
+
+
+def test_a_run_that_is_replaced_is_said(cli: Cli, classifier: Path, log: Path, trained: Path, tmp_path: Path) -> None:
+    from offramp.calibration.points import read_points, write_points
+
+    out = Path(shutil.copytree(trained, tmp_path / "run"))
+    [default] = read_points(out)
+    promise = {"risk": 0.01, "of": "disagreement", "confidence": 0.95, "expected": False}
+    write_points(out, [default, replace(default, name="risk-0.01", promise=promise)])
+    words = ("attach", classifier, "--data", log, "--out", out, *QUICK)
+    notice = f"offramp: {out} is a run already: when this is done it is replaced"
+    calibrated = ", and its calibrated operating points ('risk-0.01') go with it"
+    assert cli(*words).err.startswith(f"{notice}{calibrated}; another --out keeps it\n")
+    assert cli(*words).err.startswith(f"{notice}; another --out keeps it\n")

@@ -329,3 +329,15 @@ def test_warnings_are_still_there_for_programs(trained: Path, caplog: pytest.Log
     with caplog.at_level(logging.WARNING):
         offramp.load(trained)("gem " * 100)
     assert "longer than the 48 tokens" in caplog.text
+
+
+def test_shadow_runs_of_a_point_without_a_promise(cli: Cli, trained: Path, texts_file: Path) -> None:
+    done = cli("predict", trained, "--input", texts_file, "--shadow-every", 4)
+    first, *_ = done.err.splitlines()
+    assert first.startswith(
+        "offramp: nothing is promised by operating point 'default', so shadow runs only tell how often"
+    )
+    assert first.endswith("ask for it by max_risk (--max-risk)")
+    assert len(done.lines) == 48
+    alone = cli("predict", trained, "--input", texts_file, "--monitor")
+    assert "promised" not in alone.err

@@ -152,6 +152,7 @@ def test_the_layers_run_once(finetuned: Any, unlabelled: Path, tmp_path: Path, m
         raise AssertionError("training read tokens")
 
     encode, seen = features._encode, []
+    finetuned()  # which is training of another kind
     monkeypatch.setattr(EarlyExitMixin, "_from_tokens", never)
     monkeypatch.setattr(features, "_encode", lambda *a, **k: (seen.append(len(a[1])), encode(*a, **k))[1])
     for recipe, dtype in (("de3bert", "float32"), ("fastbert", "float16")):
@@ -261,16 +262,50 @@ def test_labels_of_some_rows_only(finetuned: Any, tmp_path: Path, caplog: pytest
     assert read_points(run)[0].chosen_on == train.OWN_ANSWERS
 
 
-def test_numbers_that_mean_other_classes_are_doubted(
+WRONG = {"bad": 1, "good": 2, "odd": 0}
+
+
+def relabelled(toy: str, folder: Path, parts: tuple[str, ...] = ("train", "dev")) -> Path:
+    """The toy data with numbers that mean other classes in some of its parts."""
+    for name in ("train", "dev"):
+        rows = map(json.loads, (Path(toy) / f"{name}.jsonl").read_text().splitlines())
+        new = (row | {"label": WRONG[row["label"]]} if name in parts else row for row in rows)
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in new))
+    return folder
+
+
+def test_numbers_that_mean_other_classes_are_refused(
+    finetuned: Any,
+    toy_data: Callable[[str], str],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before anything is trained; whoever trains the model on them too is only told."""
+    data = relabelled(toy_data(KINDS[0]), tmp_path)
+    said = (
+        r"right on \d+\.\d % of 144 labelled rows, and to say always '\w+' would be on \d+\.\d %, so labels hardly "
+        r"mean its own classes: check the label column, or give --no-labels"
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "fit", lambda _: pytest.fail("it was trained"))
+        with pytest.raises(DataError, match=said):
+            attach(make(finetuned(), data, tmp_path / "run"))
+        patch.setattr(module, "ENOUGH", 48)  # then dev alone tells
+        with pytest.raises(DataError, match="of 48 labelled rows"):
+            attach(make(finetuned(), data, tmp_path / "run"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dev.jsonl", "train.jsonl"]
+    assert "own classes" not in caplog.text
+    attach(make(finetuned(), data, tmp_path / "run", arguments={"max_steps": 3}, finetune=True))
+    assert "do labels mean the model's own classes?" in caplog.text
+
+
+def test_a_small_dev_part_with_other_labels_is_doubted(
     finetuned: Any, toy_data: Callable[[str], str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    wrong = {"bad": 1, "good": 2, "odd": 0}
-    for name in ("train", "dev"):
-        rows = map(json.loads, (Path(toy_data(KINDS[0])) / f"{name}.jsonl").read_text().splitlines())
-        lines = (json.dumps(row | {"label": wrong[row["label"]]}) for row in rows)
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
-    attach(make(finetuned(), tmp_path, tmp_path / "run", arguments={"max_steps": 3}))
-    assert "do labels mean the model's own classes?" in caplog.text
+    data = relabelled(toy_data(KINDS[0]), tmp_path, parts=("dev",))
+    attach(make(finetuned(), data, tmp_path / "run", arguments={"max_steps": 3}))
+    assert "of the dev texts as they are labelled, fewer than always the same answer would" in caplog.text
     caplog.clear()
     attach(make(finetuned(), toy_data(KINDS[0]), tmp_path / "run", arguments={"max_steps": 3}))
     assert "own classes" not in caplog.text

@@ -346,6 +346,17 @@ def test_row_hashes() -> None:
     assert row_hashes([]).shape == (0,)
 
 
+def test_a_row_is_known_again_though_spaced_or_composed_otherwise() -> None:
+    texts: list[Any] = ["a caf\u00e9 in town", ("a gem", "dull and cold")]
+    for other in (
+        ["a caf\u00e9 in town ", ("a gem ", "\tdull and cold")],
+        [" a  caf\u00e9\nin\u00a0town", ("a\u2003gem", "dull  and\r\ncold\n")],
+        ["a cafe\u0301 in town", ("a gem", "dull and cold")],
+    ):
+        assert np.array_equal(row_hashes(other), row_hashes(texts))
+    assert len(set(row_hashes(["a b", "ab", "A b", "a b.", ("a", "b"), ("a b", ""), ("", "a b")]).tolist())) == 7
+
+
 @pytest.mark.parametrize(
     ("name", "train", "dev", "outputs", "kind"),
     [

@@ -22,8 +22,8 @@ from offramp.types import PROBLEM_TYPES, ProblemType
 
 __all__ = ["Cell", "Entry", "Suite", "SuiteTask", "Tier", "load_suite"]
 
-NOT_OF_TRAINING = ("summary", "source", "criteria", "fit")
-"""Fields of a recipe that a trained model does not depend on."""
+NOT_OF_TRAINING = ("summary", "source", "criteria", "fit", "exit_epochs")
+"""Fields of a recipe that a trained model does not depend on: of the last, a row has its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,8 @@ class Entry:
     """Training arguments; they win over everything else."""
     num_layers: int | None = None
     """Only the encoder's first layers, so many of them; None: all."""
+    exit_epochs: float = 0.0
+    """As ``Plan.exit_epochs``; what the recipe says of it does not count here."""
     criterion: str | None = None
     """A criterion by name, with its defaults; None: the recipe's own."""
 
@@ -164,6 +166,7 @@ class Suite:
             "task": [task.name, task.folder, task.problem_type, task.train_rows],
             "arguments": self.plan_arguments(cell),
             "recipe": {name: value for name, value in _changed(recipe).items() if name not in NOT_OF_TRAINING},
+            **({"exit_epochs": entry.exit_epochs} if entry.exit_epochs else {}),
         }
         return hashlib.sha256(json.dumps(_plain(said), sort_keys=True).encode()).hexdigest()[:16]
 

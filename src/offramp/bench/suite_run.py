@@ -269,6 +269,7 @@ class _Runner:
             max_length=self.suite.max_length,
             max_train_samples=task.train_rows,
             arguments=self.suite.plan_arguments(cell),
+            exit_epochs=entry.exit_epochs,
         )
 
 

@@ -35,6 +35,15 @@ class Rung:
     name: str
     reference: Reference | None = None
     """None: its drift is not watched."""
+    promised: bool = False
+    """It has a promise, of which messages about drift speak."""
+
+    def is_like(self, other: Rung) -> bool:
+        """Whether it is the same operating point, calibrated on the same texts."""
+        if self.name != other.name or self.reference is None or other.reference is None:
+            return self.name == other.name and self.reference is other.reference
+        one, two = self.reference, other.reference
+        return one.layers == two.layers and np.array_equal(one.counts, two.counts)
 
 
 @dataclass(frozen=True)
@@ -133,18 +142,24 @@ class Monitor:
         self._rng = np.random.default_rng(seed)
         self.rungs: tuple[Rung, ...] = ()
         self.limit: float | None = max_risk
-        self.bind((), limit=None)
+        self.reset()
 
     def bind(self, rungs: Sequence[Rung], *, limit: float | None) -> None:
-        """Begin with operating points, the one to be used first; what was seen before is forgotten.
+        """Begin with operating points, the one to be used first.
+
+        What was seen before stays where names, references and limit are the same as then: so a monitor that was
+        pickled goes on in a server that is started anew. Otherwise it is forgotten.
 
         Args:
             rungs: from the fastest to the safest.
             limit: the risk that the first promises; None: it promises nothing. ``max_risk`` goes before it.
         """
+        before, old_limit = self.rungs, self.limit
         self.rungs = tuple(rungs)
         self.limit = limit if self.max_risk is None else self.max_risk
-        self.reset()
+        same = len(before) == len(self.rungs) and all(map(Rung.is_like, before, self.rungs))
+        if not same or self.limit != old_limit:
+            self.reset()
 
     def reset(self) -> None:
         """Forget all that was seen: somebody has looked, and trusts the operating point again."""
@@ -287,8 +302,10 @@ class Monitor:
         )
         said = (
             f"after {drift.texts:,} texts they are not like those of the calibration any more: {change} (a false alarm "
-            f"has probability {self._share:.2g} at most). What was promised is not promised for them"
+            f"has probability {self._share:.2g} at most)"
         )
+        if self.rungs[self.rung].promised:
+            said += ". What was promised is not promised for them"
         if self.on_drift == "fall_back":
             for watched in self._watched:
                 watched.suspend()

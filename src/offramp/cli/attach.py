@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,11 @@ from offramp.cli import app
 from offramp.cli.common import Columns, LabelColumn, console, parse_settings, quiet_transformers, split_columns
 from offramp.cli.train import check_names, layer_numbers, left_tidy, trainer_arguments
 from offramp.errors import RunError, require
+
+logger = logging.getLogger(__name__)
+
+REACHED_WITHIN = 5
+"""Seconds in which the hub answers, where it is reached at all."""
 
 
 @app.command(
@@ -75,12 +81,11 @@ def attach(
     """Give a fine-tuned classifier exits; at full depth it answers as before, to the bit."""
     require("torch", extra="train")
     require("transformers", extra="train")
+    _check_there(model)
     from offramp.training.attach import AttachPlan
     from offramp.training.attach import attach as attach_exits
 
     quiet_transformers()
-    if (Path(model).is_absolute() or model.startswith(".")) and not Path(model).is_dir():
-        raise RunError(f"there is no folder {model}: check its name")
     arguments = trainer_arguments(context.args)
     check_names(arguments, context)
     plan = AttachPlan(
@@ -103,12 +108,69 @@ def attach(
         use_labels=labels,
         finetune=finetune,
     )
+    _say_what_is_replaced(out)
     with left_tidy(out):
         run = attach_exits(plan)
     if run.config:  # only the first of several processes has written it
         from offramp.calibration.points import read_points
 
         _say_done(run.folder, read_points(run.folder)[0], finetune)
+
+
+def _check_there(model: str) -> None:
+    """Complain now of a model that cannot be had: asked for each file, the hub's library tries again for a minute.
+
+    Raises:
+        RunError: it is no folder, and either written like one, or the hub cannot be reached and never gave it.
+    """
+    if Path(model).is_dir():
+        return
+    if Path(model).is_absolute() or model.startswith(".") or model.count("/") > 1:  # no name of the hub's
+        raise RunError(f"there is no folder {model}: check its name")
+    if not _is_cached(model) and not _reaches_hub():
+        raise RunError(
+            f"cannot load a model from {model}: there is no such folder, and the hub cannot be reached: check the "
+            "name, or the network"
+        )
+
+
+def _is_cached(model: str) -> bool:
+    """Whether the hub gave it earlier."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = [try_to_load_from_cache(model, file) for file in ("config.json", "adapter_config.json")]
+    except HFValidationError:  # no name of the hub's either: transformers says so, and asks nobody
+        return True
+    return any(isinstance(path, str) for path in found)
+
+
+def _reaches_hub() -> bool:
+    """Whether anything answers there; where nobody may ask, transformers says so at once."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return True
+    try:
+        get_session().head(constants.ENDPOINT, timeout=REACHED_WITHIN)
+    except Exception:  # the kind is the HTTP library's, and which that is changes
+        return False
+    return True
+
+
+def _say_what_is_replaced(out: Path) -> None:
+    """One line where a run stands there already, before anything is computed."""
+    from offramp.calibration.points import read_points
+    from offramp.run import Run
+
+    try:
+        run = Run.open(out)
+        made = [repr(point.name) for point in read_points(run.folder) if point.promise is not None or point.asked]
+    except RunError:  # there is none, or it is damaged
+        return
+    lost = f", and its calibrated operating points ({', '.join(made)}) go with it" if made else ""
+    logger.warning("%s is a run already: when this is done it is replaced%s; another --out keeps it", out, lost)
 
 
 def _say_done(folder: Path, point: Any, finetune: bool) -> None:
@@ -121,7 +183,7 @@ def _say_done(folder: Path, point: Any, finetune: bool) -> None:
     depth = "It was fine-tuned: answers at full depth are new." if finetune else "At full depth it answers as before."
     console().print(
         f"Saved {folder}. {depth}\n"
-        + ("There were no labels: exits learned from the model's own answers.\n" if own else "")
+        + ("No labels were used: exits learned from the model's own answers.\n" if own else "")
         + f"Default operating point ({point.criterion}): {what} {measured['score']:.4f} on {measured['n']} dev "
         f"texts{full}, layer speed-up {measured['layer_speedup']:.2f}x.\n"
         f'Next: offramp predict {folder} "a text"\n'

@@ -70,9 +70,12 @@ def train(
         typer.Option(metavar="X", help="Of the exits and the model's own head; by default twenty times the encoder's."),
     ] = None,
     exit_epochs: Annotated[
-        float,
-        typer.Option(metavar="X", help="Epochs that the exits learn alone afterwards; the frozen encoder runs once."),
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Epochs that exits learn alone afterwards, the encoder frozen; else as the recipe says.",
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,
     max_drop: Annotated[
         float, typer.Option(metavar="X", help="Points the default operating point may lose on dev.", min=0)

@@ -84,6 +84,7 @@ def _kind(config: PretrainedConfig) -> str:
         return f"{family!r}, an encoder-decoder model,"
     if getattr(config, "is_decoder", False):
         return f"{family!r} configured as a decoder (is_decoder=True)"
-    if family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and family not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+    causal = family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and family not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if causal and family != "xlnet":  # that one reads both ways, though transformers lists it among the causal ones
         return f"{family!r}, a decoder-only model,"
     return f"{family!r} models"

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, set_seed
 
-from offramp.errors import KnobError, RunError, UnsupportedError, require
+from offramp.errors import DataError, KnobError, RunError, UnsupportedError, require
 from offramp.inputs.tokens import Tokenizer
 from offramp.model.exits import ExitSettings
 from offramp.model.modeling import SECTION, add_exits, load_finetuned, load_unfinished, parameters_of
 from offramp.recipes import Phase, Recipe, load_recipe, part
 from offramp.run import Run, check_replaceable
 from offramp.tasks import Task, make_task
-from offramp.training.arguments import ExitTrainingArguments
+from offramp.training.arguments import FROZEN, TOKENS, ExitTrainingArguments
 from offramp.training.data import Examples, TrainingData, load_known
 from offramp.training.lock import only_training
 from offramp.training.rows import Rows
@@ -52,6 +54,9 @@ __all__ = ["RECIPES", "AttachPlan", "attach"]
 
 logger = logging.getLogger(__name__)
 
+Answers = Callable[[Examples, str], NDArray[Any]]
+"""Full-depth logits [N, C] of the rows of a part, and the part's name."""
+
 RECIPES = ("de3bert", "deebert", "fastbert", "shallow_deep", "joint", "pabee")
 """Recipes whose exits can learn from a frozen encoder; the last two are for numbers, which the others do not serve."""
 
@@ -61,20 +66,8 @@ DEFAULT_RECIPES: Mapping[ProblemType, str] = {
     "regression": "joint",
 }
 
-FROZEN: Mapping[str, Any] = {
-    "bf16": False,
-    "num_train_epochs": 20.0,
-    "head_learning_rate": 5e-3,
-}
-"""Training arguments of heads on kept features, where they differ from training's.
-
-Of 1e-3, 3e-3 and 1e-2 for 5 to 60 epochs, linear heads agreed with the full model best at 3e-3 to 1e-2 after 20, on
-sst2 (6 layers, 4,000 texts) and on reactions (12 layers, 50 classes, 2,250 texts); 60 gained nothing. The layers run in
-float32, as the model will be served: in bfloat16 exits would learn from slightly other vectors.
-"""
-
-TOKENS: Mapping[str, Any] = {"head_learning_rate": 5e-4, "feature_dtype": "float16"}
-"""Where heads read tokens: at 2e-3 they stayed at the commonest answer, and every token's vector takes room."""
+ENOUGH = 200
+"""Labelled dev rows that say by themselves whether labels mean the model's classes; of fewer, training rows help."""
 
 FINETUNE: Mapping[str, Any] = {"num_train_epochs": 3.0, "learning_rate": 2e-5, "head_learning_rate": 2e-4}
 """Of the joint training after it: the encoder is fine-tuned already."""
@@ -100,6 +93,9 @@ def attach(plan: AttachPlan) -> Run:
     """
     started = time.monotonic()
     check_replaceable(plan.out)
+    work = plan.out.with_name(plan.out.name + ".training")
+    if plan.resume and not (work / "plan.json").is_file():
+        raise RunError(f"there is nothing to resume in {work}: attach without --resume")
     if plan.last_exit != "model":
         raise KnobError("attach leaves the model's own head as it is: the last exit is the model's")
     if plan.recipe:
@@ -122,7 +118,6 @@ def attach(plan: AttachPlan) -> Run:
     plan = replace(plan, recipe=plan.recipe or DEFAULT_RECIPES[data.problem_type])
     recipe = _phases(load_recipe(plan.recipe).changed(plan.settings), plan, labelled=data.train.labels is not None)
     recipe.criterion(data.problem_type)
-    work = plan.out.with_name(plan.out.name + ".training")
     arguments = phase_arguments(plan, work, recipe, recipe.training[0])
     main = arguments.process_index == 0
     with only_training(work) if main else nullcontext():
@@ -148,7 +143,7 @@ def _phases(recipe: Recipe, plan: AttachPlan, *, labelled: bool) -> Recipe:
     if not labelled:
         given = [name for name in plan.settings if name.startswith("objective.")]
         if given and not plan.finetune:
-            raise KnobError(f"--set {given[0]} says how to learn from labels, and there are none: leave it out")
+            raise KnobError(f"--set {given[0]} says how to learn from labels, and none are used: leave it out")
         of_heads = [Phase(part("self_distillation"), train="heads", arguments={"metric_for_best_model": "loss"})]
     phases = [replace(phase, arguments={**FROZEN, **phase.arguments}) for phase in of_heads]
     if plan.finetune:
@@ -186,10 +181,16 @@ def _ready(
         recipe = _for_tokens(recipe)
         arguments = phase_arguments(plan, work, recipe, recipe.training[0])
     own_answers = data.train.labels is None
+    answers = partial(_answers_of, model, tokenizer, arguments, work)
     if own_answers:
-        data = _answered(model, data, tokenizer, arguments, work)
+        data = _answered(data, answers)
     else:
-        _doubt_labels(data, _answers_of(model, data.dev, tokenizer, arguments, work / "features-dev"))
+        try:
+            _check_labels(data, answers, refuse=not plan.finetune)
+        except DataError:
+            if main:  # --resume would be refused again
+                shutil.rmtree(work, ignore_errors=True)
+            raise
     return Ready(
         plan, recipe, data, model, tokenizer, max_length, arguments, work, started, own_answers, source.trained_on
     )
@@ -215,44 +216,80 @@ def _with_exits(plan: AttachPlan, recipe: Recipe, model: PreTrainedModel) -> Pre
     return model
 
 
-def _answered(
-    model: PreTrainedModel, data: TrainingData, tokenizer: Tokenizer, arguments: ExitTrainingArguments, work: Path
-) -> TrainingData:
+def _answered(data: TrainingData, answers: Answers) -> TrainingData:
     """The data with the model's own answers for labels."""
     task = make_task(data.problem_type, data.id2label)
 
     def answered(examples: Examples, name: str) -> Examples:
-        logits = _answers_of(model, examples, tokenizer, arguments, work / f"features-{name}")
-        return replace(examples, labels=_as_labels(task, logits))
+        return replace(examples, labels=_as_labels(task, answers(examples, name)))
 
     return replace(data, train=answered(data.train, "train"), dev=answered(data.dev, "dev"))
 
 
 def _answers_of(
-    model: PreTrainedModel, examples: Examples, tokenizer: Tokenizer, arguments: ExitTrainingArguments, folder: Path
-) -> np.ndarray[Any, Any]:
-    """[N, C] full-depth logits; the features that come with them are kept for training."""
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    arguments: ExitTrainingArguments,
+    work: Path,
+    examples: Examples,
+    name: str,
+) -> NDArray[Any]:
+    """[N, C] full-depth logits of a part; the features that come with them are kept for training."""
     encoded = tokenizer.encode(examples.texts)
     rows = Rows(encoded, np.zeros(len(encoded)))
-    store = kept_rows(model, arguments, tokenizer.pad_token, folder, rows).store
+    store = kept_rows(model, arguments, tokenizer.pad_token, work / f"features-{name}", rows).store
     assert store is not None
     return np.asarray(store.last_logits)
 
 
-def _doubt_labels(data: TrainingData, logits: np.ndarray[Any, Any]) -> None:
-    """Say so where the model's answers have little to do with the labels: a class's number may mean another class."""
-    labels = data.dev.labels
-    if data.problem_type != "single_label_classification" or labels is None:
+def _check_labels(data: TrainingData, answers: Answers, *, refuse: bool) -> None:
+    """Refuse labels that have little to do with the model's answers: a class's number may mean another class.
+
+    Exits would learn them, and a point chosen by them would answer unlike the model. The yardstick is to answer always
+    the commonest label. Numbers and sets of labels have no such, and are not held to one.
+
+    Args:
+        data: with labels.
+        answers: gives the full-depth logits of a part.
+        refuse: or else warn, as where dev has few rows and training rows clear the model: it is to learn the labels.
+
+    Raises:
+        DataError: the model is right less often than that.
+    """
+    if data.problem_type != "single_label_classification":
         return
-    right, commonest = float((logits.argmax(axis=-1) == labels).mean()), np.bincount(labels).max() / len(labels)
-    if right < commonest:
-        logger.warning(
-            "the full model answers %.1f %% of the dev texts as they are labelled, fewer than always the same answer "
-            "would: do labels mean the model's own classes? --no-labels learns from its answers instead", 100 * right
-        )  # fmt: skip
+    part, labels = _against_labels(data.dev, answers(data.dev, "dev"))
+    if not _is_worse(part, labels):
+        return
+    on_dev = 100 * float(part.mean())
+    if refuse and len(labels) < ENOUGH:
+        more, others = _against_labels(data.train, answers(data.train, "train"))
+        part, labels = np.concatenate([part, more]), np.concatenate([labels, others])
+    if refuse and _is_worse(part, labels):
+        counts = np.bincount(labels)
+        raise DataError(
+            f"the full model is right on {100 * part.mean():.1f} % of {len(labels)} labelled rows, and to say always "
+            f"{data.id2label[int(counts.argmax())]!r} would be on {100 * counts.max() / len(labels):.1f} %, so labels "
+            "hardly mean its own classes: check the label column, or give --no-labels to learn from its answers"
+        )
+    logger.warning(
+        "the full model answers %.1f %% of the dev texts as they are labelled, fewer than always the same answer "
+        "would: do labels mean the model's own classes? --no-labels learns from its answers instead", on_dev
+    )  # fmt: skip
 
 
-def _as_labels(task: Task, logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _against_labels(examples: Examples, logits: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Of N rows: whether [N, C] logits give a row its label, and the labels."""
+    labels = np.asarray(examples.labels, dtype=np.int64)
+    return logits.argmax(axis=-1) == labels, labels
+
+
+def _is_worse(right: NDArray[np.bool_], labels: NDArray[np.int64]) -> bool:
+    """Right less often than always the commonest label is."""
+    return int(right.sum()) < int(np.bincount(labels).max())
+
+
+def _as_labels(task: Task, logits: NDArray[Any]) -> NDArray[Any]:
     """[N, C] logits to labels as training takes them."""
     answers = task.answers(logits)
     return answers.astype(np.float32) if task.problem_type == "regression" else answers

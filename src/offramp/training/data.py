@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -282,10 +283,20 @@ def load_examples(
 
 
 def row_hashes(texts: Sequence[Text]) -> npt.NDArray[np.uint64]:
-    """[N] digests by which a text is known again: 8 bytes of BLAKE2b of its UTF-8, pairs joined with U+001F."""
-    joined = (text if isinstance(text, str) else "\x1f".join(text) for text in texts)
+    """[N] digests by which a text is known again, though it be spaced or composed otherwise.
+
+    8 bytes of BLAKE2b of its UTF-8, in Unicode's NFC with one space for each run of whitespace and none at the ends;
+    pairs, each half so, are joined with U+001F.
+    """
+    # Runs of an earlier offramp hold hashes of texts as they stood. A text that is normal already, as nearly all are,
+    # hashes as it did then, so these folders keep working; only what is not normal is no longer found in them.
+    joined = (_normal(text) if isinstance(text, str) else "\x1f".join(map(_normal, text)) for text in texts)
     digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in joined)
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
+
+
+def _normal(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 # Where rows come from

@@ -36,7 +36,7 @@ from offramp.objectives import make_objective
 from offramp.recipes import Phase, Recipe, load_recipe
 from offramp.run import FORMAT, TRAINING_ROWS, Run, check_replaceable, read_hashes, replace_folder
 from offramp.tasks import Task, make_task
-from offramp.training.arguments import FROZEN, ExitTrainingArguments, make_arguments
+from offramp.training.arguments import FROZEN, TOKENS, ExitTrainingArguments, make_arguments
 from offramp.training.data import Examples, TrainingData, load_data, row_hashes
 from offramp.training.features import CollateFeatures, Dtype, FeatureRows, can_keep, keep_features, size_on_disk
 from offramp.training.finish import AGREEMENT, OWN_ANSWERS, write_measured
@@ -79,8 +79,8 @@ class Plan:
     max_train_samples: int | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of transformers' Trainer by their own names, and ``head_learning_rate``."""
-    exit_epochs: float = 0.0
-    """Epochs that the exits learn alone afterwards, on the frozen encoder; 0: none."""
+    exit_epochs: float | None = None
+    """Epochs that the exits learn alone afterwards, on the frozen encoder; None: as the recipe says."""
     resume: bool = False
     max_drop: float = 0.5
     """Points of the main metric that the default operating point may lose on dev."""
@@ -102,8 +102,7 @@ def train(plan: Plan) -> Run:
     started = time.monotonic()
     check_replaceable(plan.out)
     recipe = load_recipe(plan.recipe).changed(plan.settings)
-    if plan.exit_epochs:
-        recipe = _with_exits_alone(recipe, plan)
+    _check_exit_epochs(recipe, plan)
     work = plan.out.with_name(plan.out.name + ".training")
     arguments = phase_arguments(plan, work, recipe, recipe.training[0])
     main = arguments.process_index == 0
@@ -111,19 +110,31 @@ def train(plan: Plan) -> Run:
         return _train(plan, recipe, arguments, work, main, started)
 
 
-def _with_exits_alone(recipe: Recipe, plan: Plan) -> Recipe:
-    """The recipe with one more phase, in which its exits learn on the frozen encoder.
+def _check_exit_epochs(recipe: Recipe, plan: Plan) -> None:
+    if plan.exit_epochs is None:
+        return
+    if not 0 <= plan.exit_epochs < math.inf:
+        raise KnobError(f"--exit-epochs must be 0 or more, not {plan.exit_epochs}")
+    last = recipe.training[-1].train
+    if plan.exit_epochs and last != "all":
+        raise KnobError(f"recipe {plan.recipe} ends with its {last} trained alone: leave --exit-epochs out")
+
+
+def _with_exits_alone(recipe: Recipe, plan: Plan, model: Any) -> Recipe:
+    """The recipe with one more phase, in which the exits learn on the frozen encoder, where that is wished for.
 
     Raises:
-        KnobError: a number of epochs that cannot be, or nothing but exits was to be trained last anyway.
+        KnobError: it was asked for, and there are no early exits.
     """
-    if not 0 < plan.exit_epochs < math.inf:
-        raise KnobError(f"--exit-epochs must be 0 or more, not {plan.exit_epochs}")
+    epochs = recipe.exit_epochs if plan.exit_epochs is None else plan.exit_epochs
+    if not epochs or (plan.exit_epochs is None and len(model.stages) == 1):
+        return recipe
     last = recipe.training[-1]
-    if last.train != "all":
-        raise KnobError(f"recipe {plan.recipe} ends with its {last.train} trained alone: leave --exit-epochs out")
-    alone = {**last.arguments, **FROZEN, "num_train_epochs": plan.exit_epochs, "max_steps": -1}
-    return replace(recipe, training=(*recipe.training, replace(last, train="heads", arguments=alone, firm=True)))
+    of_tokens = TOKENS if model.offramp.reads_tokens else {}
+    alone = {**last.arguments, **FROZEN, **of_tokens, "num_train_epochs": epochs, "max_steps": -1}
+    longer = replace(recipe, training=(*recipe.training, replace(last, train="heads", arguments=alone, firm=True)))
+    check_phases(model, longer, plan.recipe)
+    return longer
 
 
 def _train(plan: Plan, recipe: Recipe, arguments: ExitTrainingArguments, work: Path, main: bool, started: float) -> Run:
@@ -145,6 +156,7 @@ def _train(plan: Plan, recipe: Recipe, arguments: ExitTrainingArguments, work: P
     tokenizer, max_length = make_tokenizer(plan, work if main else None)
     before = trained_on(plan.model, AutoConfig.from_pretrained(plan.model))
     model = _model(plan, recipe, data)
+    recipe = _with_exits_alone(recipe, plan, model)
     return fit(Ready(plan, recipe, data, model, tokenizer, max_length, arguments, work, started, trained_on=before))
 
 
@@ -274,7 +286,7 @@ def prepare(work: Path, plan: Plan, data: TrainingData, arguments: ExitTrainingA
     if changed:
         raise KnobError(
             f"--resume goes on with what was begun, and {changed[0]} was {before.get(changed[0])!r}, "
-            f"not {now[changed[0]]!r}: give the same options and data, or train without --resume"
+            f"not {now[changed[0]]!r}: give the same options and data, or leave --resume out"
         )
 
 
