@@ -251,8 +251,18 @@ def tables(result: Mapping[str, Any]) -> str:
             "", f"True risk above the promise in {100 * mean:.1f} % of all calibrations of this table (5 % are allowed "
             f"in each cell; the worst had {worst['violated'] * worst['draws']:.0f} of {worst['draws']}).", "",
         ]  # fmt: skip
-    how = f"{result['draws']} calibrations a cell, {100 * result['confidence']:g} % confidence, "
+    how = f"{_draws(result)} a cell, {100 * result['confidence']:g} % confidence, "
     return "\n".join([*lines, _origin(result, "python benchmarks/calibration.py", how)])
+
+
+def _draws(result: Mapping[str, Any]) -> str:
+    """``20 calibrations (10 of learned_stopping)``: how many there were, where that is not the same for all."""
+    found: dict[str, set[int]] = {}
+    for cell in (cell for task in result["tasks"] for cell in task["cells"]):
+        found.setdefault(cell["criterion"], set()).add(cell["draws"])
+    said = {name: " or ".join(map(str, sorted(draws))) for name, draws in found.items()}
+    others = [f"{draws} of {name}" for name, draws in said.items() if draws != str(result["draws"])]
+    return f"{result['draws']} calibrations" + (f" ({', '.join(others)})" if others else "")
 
 
 def _origin(result: Mapping[str, Any], command: str, how: str) -> str:

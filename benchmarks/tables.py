@@ -524,7 +524,8 @@ def installed_size(result: Result) -> str:
 
 def attach(result: Result) -> str:
     """What attaching takes, and what exits save on texts that had no part in it."""
-    first, second, third = result["texts"]
+    first, second, _ = result["texts"]
+    third = next(iter(result["points"].values()))["n"]
     alone, took = min(result["pass_seconds"]), result["attach_seconds"]
     lines = [
         f"Recipe {result['recipe']}, {result['layers']} layers, {result['threads']} threads, torch float32. Attached "

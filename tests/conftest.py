@@ -156,7 +156,8 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def make_plan(tiny_encoder: str, toy_data: Callable[[str], str]) -> Callable[..., Any]:
     """``make_plan(out, arguments={...}, data=..., ...)``: a plan that trains in less than a second, in float32.
 
-    ``once=False``: evaluated and saved every epoch (six steps), as without the tests, and not only at the end.
+    ``once=False``: evaluated and saved every epoch (six steps), as without the tests, and not only at the end. Exits
+    learn on alone only where ``exit_epochs`` says so.
     """
     from offramp.training.train import Plan
 
@@ -174,7 +175,9 @@ def make_plan(tiny_encoder: str, toy_data: Callable[[str], str]) -> Callable[...
         given = quick | (arguments or {})
         if once:
             given = {"eval_steps": given["max_steps"], "save_steps": given["max_steps"]} | given
-        plan = Plan(model=tiny_encoder, data=toy_data(KINDS[0]), out=out, pooling="mean", arguments=given)
+        plan = Plan(
+            model=tiny_encoder, data=toy_data(KINDS[0]), out=out, pooling="mean", arguments=given, exit_epochs=0.0
+        )
         return replace(plan, **changes)
 
     return make

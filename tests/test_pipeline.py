@@ -294,20 +294,26 @@ PROMISE = {"of": "disagreement", "confidence": 0.95, "expected": False}
 
 @pytest.fixture
 def calibrated(trained: Path, tmp_path: Path) -> Callable[..., Classifier]:
-    """``calibrated(points)``: the trained run with these operating points after its default."""
+    """``calibrated(points)``: the trained run with these operating points after its default.
+
+    What is promised was asked for, unless a point says otherwise.
+    """
     from offramp.calibration.points import OperatingPoint, read_points, write_points
 
     def get(**points: dict[str, Any]) -> Classifier:
         run = Path(shutil.copytree(trained, tmp_path / "run"))
-        made = [OperatingPoint(**{"name": name, "criterion": "entropy", "runtime": "torch", "dtype": "float32"} | given)
-                for name, given in points.items()]  # fmt: skip
+        usual: dict[str, Any] = {"criterion": "entropy", "runtime": "torch", "dtype": "float32"}
+        made = []
+        for name, given in points.items():
+            asked = {"asked": {"max_risk": given["promise"]["risk"]}} if "promise" in given else {}
+            made.append(OperatingPoint(**{"name": name, **usual, **asked, **given}))
         write_points(run, [*read_points(run), *made])
         return offramp.load(run)
 
     return get
 
 
-def test_the_fastest_point_that_promises_enough(calibrated: Callable[..., Classifier]) -> None:
+def test_the_point_of_the_largest_risk_that_is_small_enough(calibrated: Callable[..., Classifier]) -> None:
     classifier = calibrated(
         slow={"knobs": {"threshold": 0.1}, "measured": {"layer_speedup": 1.1}, "promise": {"risk": 0.01, **PROMISE}},
         quick={"knobs": {"threshold": 0.5}, "measured": {"layer_speedup": 1.9}, "promise": {"risk": 0.02, **PROMISE}},
@@ -335,6 +341,38 @@ def test_the_fastest_point_that_promises_enough(calibrated: Callable[..., Classi
         classifier("a gem", max_risk=0.05, speedup=2.0)
 
 
+def test_what_was_measured_has_no_say(calibrated: Callable[..., Classifier]) -> None:
+    """Of equals the one made last, wherever it stands; a faster one that promises less is not the one that is meant."""
+    promise = {"risk": 0.02, **PROMISE}
+    classifier = calibrated(
+        last={"knobs": {"threshold": 0.1}, "made": 3, "measured": {"layer_speedup": 1.1}, "promise": promise},
+        first={"knobs": {"threshold": 0.2}, "made": 1, "measured": {"layer_speedup": 2.1}, "promise": promise},
+        less={"knobs": {"threshold": 0.3}, "made": 4, "measured": {"layer_speedup": 3.0},
+              "promise": {"risk": 0.01, **PROMISE}},
+        fast={"knobs": {"threshold": 0.9}, "made": 5, "measured": {"layer_speedup": 3.0}, "asked": {"speedup": 2.0},
+              "promise": {"risk": 0.018, **PROMISE}},
+        drop={"knobs": {"threshold": 0.9}, "made": 6, "measured": {"layer_speedup": 3.0}, "asked": {"max_drop": 1.0},
+              "promise": {"risk": 0.005, **PROMISE}},
+    )  # fmt: skip
+    for max_risk, threshold in ((0.02, 0.1), (0.5, 0.1), (0.019, 0.3)):
+        assert classifier.setting(max_risk=max_risk).knobs == {"threshold": threshold}
+    with pytest.raises(KnobError, match=r"smallest risk that was promised is 1\.0 %"):
+        classifier.setting(max_risk=0.005)
+    classifier.points = [point for point in classifier.points if "max_risk" not in point.asked]
+    with pytest.raises(KnobError, match=r"a promise that was asked for \(--speedup and --max-drop only tell what"):
+        classifier.setting(max_risk=0.02)
+    with pytest.raises(KnobError, match=r"has a promise about error: `offramp calibrate"):
+        classifier.setting(max_risk=0.02, risk="error")
+
+
+def test_points_that_were_listed_before_they_were_counted(calibrated: Callable[..., Classifier]) -> None:
+    promise = {"risk": 0.02, **PROMISE}
+    classifier = calibrated(
+        one={"knobs": {"threshold": 0.1}, "promise": promise}, two={"knobs": {"threshold": 0.2}, "promise": promise}
+    )
+    assert classifier.setting(max_risk=0.02).knobs == {"threshold": 0.2}
+
+
 def test_promises_about_several_risks(calibrated: Callable[..., Classifier]) -> None:
     classifier = calibrated(
         one={"knobs": {"threshold": 0.1}, "promise": {"risk": 0.01, **PROMISE}},
@@ -358,7 +396,8 @@ def test_a_point_calibrated_for_a_speed_is_taken_for_it(calibrated: Callable[...
     )
     setting = classifier.setting(speedup=1.5)
     assert (setting.knobs, setting.promise) == ({"threshold": 0.7}, {"risk": 0.03, **PROMISE})
-    assert classifier.setting(speedup=1.5, max_layers=2).promise is None
+    capped = classifier.setting(speedup=1.5, max_layers=2)
+    assert (capped.knobs, capped.promise, capped.point) == ({"threshold": 0.7, "max_layers": 2}, None, None)
 
 
 def test_the_next_faster_point_is_taken_before_the_trace_of_dev(
@@ -374,16 +413,45 @@ def test_the_next_faster_point_is_taken_before_the_trace_of_dev(
         for speedup, threshold in ((1.2, 0.7), (1.5, 0.7), (1.51, 0.9), (2.5, 0.9)):
             assert classifier.setting(speedup=speedup).knobs == {"threshold": threshold}
         assert not caplog.records
-        for _ in range(2):
-            assert classifier.setting(speedup=2.6).promise is None
-    [said] = [record.getMessage() for record in caplog.records]
-    assert said.startswith(
-        "nothing was calibrated for a layer speed-up of 2.6, so thresholds are chosen on the dev trace"
-    )
-    assert said.endswith("--data DATA --speedup 2.6` makes a point for it")
+        for more in ({}, {"max_layers": 2}):
+            with pytest.raises(KnobError) as refused:
+                classifier.setting(speedup=2.6, **more)  # type: ignore[typeddict-item]
+            folder = classifier.run.folder
+            assert str(refused.value) == (
+                f"no operating point of {folder} was calibrated for a layer speed-up of 2.6, the highest is 2.5: "
+                f"`offramp calibrate {folder} --data DATA --speedup 2.6` makes one, or ask for less"
+            )
+    assert not caplog.records
+    with pytest.raises(KnobError, match="--speedup 3 --runtime onnx --dtype int8` makes one"):
+        served(classifier, name="onnx", dtype="int8").setting(speedup=3)
     for wrong in (0.5, float("nan"), "2"):
         with pytest.raises(KnobError, match="a layer speed-up is 1 or more"):
             classifier.setting(speedup=wrong)  # type: ignore[arg-type]
+
+
+def test_a_speed_that_nobody_calibrated_is_told_each_time(
+    calibrated: Callable[..., Classifier], caplog: pytest.LogCaptureFixture
+) -> None:
+    classifier = calibrated(other={"promise": {"risk": 0.01, **PROMISE}})
+    with caplog.at_level(logging.WARNING):
+        for speedup in (1.2, 1.5, 1.2):
+            assert classifier.setting(speedup=speedup).promise is None
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2
+    for said, speedup in zip(told, (1.2, 1.5), strict=True):
+        assert said.startswith(
+            f"nothing was calibrated for a layer speed-up of {speedup}, so thresholds are chosen on the dev trace"
+        )
+        assert said.endswith(f"--data DATA --speedup {speedup}` makes a point for it")
+
+
+def test_a_speed_is_taken_from_what_serves(calibrated: Callable[..., Classifier]) -> None:
+    classifier = calibrated(
+        here={"knobs": {"threshold": 0.5}, "asked": {"speedup": 2.0}},
+        there={"knobs": {"threshold": 0.7}, "asked": {"speedup": 2.0}, "runtime": "onnx", "dtype": "int8"},
+    )
+    assert classifier.setting(speedup=2.0).knobs == {"threshold": 0.5}
+    assert served(classifier, name="onnx", dtype="int8").setting(speedup=2.0).knobs == {"threshold": 0.7}
 
 
 def served(classifier: Classifier, **info: Any) -> Classifier:
@@ -415,7 +483,9 @@ def test_a_promise_is_about_these_weights(
     )
     folder = classifier.run.folder
     own = {"risk": 0.05, **PROMISE, "model": weights_hash(folder)}
-    new = OperatingPoint(name="new", criterion="entropy", knobs={"threshold": 0.1}, promise=own)
+    new = OperatingPoint(
+        name="new", criterion="entropy", knobs={"threshold": 0.1}, promise=own, asked={"max_risk": 0.05}
+    )
     write_points(folder, [classifier.points[-1], new])
     again = offramp.load(folder)
     assert again.setting(max_risk=0.05).knobs == {"threshold": 0.1}  # slower, but what it promises holds
@@ -461,7 +531,7 @@ def test_where_neighbours_matter_a_promise_is_about_a_batch_size(
 ) -> None:
     made_on = {"runtime": "onnx", "dtype": "int8", "promise": {"risk": 0.01, **PROMISE}}
     one = {"knobs": {"threshold": 0.9}, "measured": {"layer_speedup": 2.0}, "batch_size": 1, **made_on}
-    classifier = calibrated(one=one, other=one | more)
+    classifier = calibrated(other=one | more, one=one)
     here = {"name": "onnx", "dtype": "int8"}
     assert served(classifier, **here).setting(max_risk=0.01).knobs == {"threshold": 0.9}
     classifier = served(classifier, **here, batch_invariant=False)

@@ -234,3 +234,18 @@ def test_rows_to_score() -> None:
         task.metrics(np.zeros(0, dtype=int), np.zeros(0, dtype=int))
     with pytest.raises(ValueError, match="differ in shape"):
         task.metrics(np.zeros(2, dtype=int), np.zeros(3, dtype=int))
+
+
+def test_labels_of_other_classes() -> None:
+    from offramp.tasks import unrelated
+
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 400)
+    assert not unrelated(labels, labels, 4)
+    assert unrelated((labels + 1) % 4, labels, 4), "shifted: never right"
+    assert unrelated(rng.integers(0, 4, 400), np.minimum(labels, 1), 4), "three quarters are one class"
+    rare = (np.arange(400) % 20 == 0).astype(np.int64)
+    careful = np.where(np.arange(400) % 13 == 0, 1, rare)  # finds all of a rare class, and cries wolf as often
+    assert (careful == rare).mean() < (rare == 0).mean()
+    assert not unrelated(careful, rare, 2)
+    assert not unrelated(labels[:0], labels[:0], 4)

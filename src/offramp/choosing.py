@@ -130,13 +130,29 @@ class Chooser:
         origin = "as given" if given else f"operating point {point.name!r}"
         return Setting(criterion, {**point.knobs, **given, **cap}, origin)
 
+    def _capped(self, point: OperatingPoint, cap: Mapping[str, float]) -> Setting:
+        """An operating point that leaves sooner than it was made to: nothing is promised of that."""
+        self._check_origin(point)
+        criterion = make(point.criterion, **point.settings)
+        return Setting(criterion, {**point.knobs, **cap}, f"operating point {point.name!r}")
+
     def _as_fast(self, speedup: float, cap: Mapping[str, float]) -> Setting:
-        """The operating point that was calibrated for this layer speed-up, or else one by the dev trace."""
+        """The operating point that was calibrated for this layer speed-up; where none ever was, one by the dev trace.
+
+        Raises:
+            KnobError: no speed-up, one above all that were calibrated, or one that the dev trace does not reach.
+        """
         if not is_number(speedup) or not 1 <= speedup < math.inf:
             raise KnobError(f"a layer speed-up is 1 or more, not {speedup!r}")
         made = self._made_for(speedup)
-        if made is not None and not cap:
-            return self._as_it_is(made)
+        if made is not None:
+            return self._as_it_is(made) if not cap else self._capped(made, cap)
+        command = f"`offramp calibrate {self.run.folder} --data DATA --speedup {speedup:g}"
+        if calibrated := [asked for point in self.points if (asked := point.asked.get("speedup"))]:
+            raise KnobError(
+                f"no operating point of {self.run.folder} was calibrated for a layer speed-up of {speedup:g}, the "
+                f"highest is {max(calibrated):g}: {command}{self._on_what_serves()}` makes one, or ask for less"
+            )
         point = self.default_point
         self._check_origin(point)
         criterion = make(point.criterion, **point.settings)
@@ -144,13 +160,11 @@ class Chooser:
         if not dev.is_file():
             raise KnobError(f"no speed-up can be promised: {self.run.folder} has no trace; run `offramp record`")
         chosen = choose(self._as_served(load_trace(dev)), criterion, speedup=speedup)
-        if made is None:
-            self._warn_once(
-                "no point for a speed-up",
-                f"nothing was calibrated for a layer speed-up of {speedup:g}, so thresholds are chosen on the dev "
-                f"trace of training, and nothing is promised: `offramp calibrate {self.run.folder} --data DATA "
-                f"--speedup {speedup:g}` makes a point for it",
-            )
+        self._warn_once(
+            f"no point for a speed-up of {speedup:g}",
+            f"nothing was calibrated for a layer speed-up of {speedup:g}, so thresholds are chosen on the dev "
+            f"trace of training, and nothing is promised: {command}{self._on_what_serves()}` makes a point for it",
+        )
         return Setting(criterion, {**chosen.knobs, **cap}, f"layer speed-up of {speedup:g} on dev")
 
     @property
@@ -169,13 +183,12 @@ class Chooser:
         promise, info = point.promise, self.info
         if promise is None:
             return ""
-        if promise.get("model") not in (None, self._weights):
+        if promise.get("model") is not None and promise["model"] != self._weights:
             return (
                 f"what operating point {point.name!r} promises is about other weights than those of {self.run.folder}"
             )
         there, here = self._made_on(point)
-        other = [name for name in there if there[name] not in ("", "unknown", here[name])]
-        if not other or (point.dtype in ("", "float32") and info.dtype == "float32"):
+        if not self._others(point) or (point.dtype in ("", "float32") and info.dtype == "float32"):
             return ""  # an export gives the same numbers in float32, but for the last digits
         return (
             f"what operating point {point.name!r} promises is about {_listed(there, list(there))}, and this is "
@@ -189,7 +202,12 @@ class Chooser:
         return Setting(criterion, dict(point.knobs), f"operating point {point.name!r}", promise, point)
 
     def _promised(self, max_risk: float, risk: str | None, confidence: float) -> OperatingPoint:
-        """The fastest operating point that promises at most ``max_risk``, so sure, about what is served here.
+        """The operating point of the largest risk up to ``max_risk`` that was asked for and promised, so sure, here.
+
+        Nothing that calibration measured has a say in it. A point is promised with a confidence of its own: whoever
+        takes the fastest of several, or one whose bound happens to be small enough (as ``--speedup`` and ``--max-drop``
+        leave behind), picks the luckiest of them, and the confidence is no longer what it says. Of points with the
+        same risk, as of several criteria, the one made last is meant.
 
         Raises:
             KnobError: a risk or confidence that cannot be, that nothing was calibrated for, or that leaves open what it
@@ -199,34 +217,51 @@ class Chooser:
             raise KnobError(f"max_risk must be above 0 and up to 1 (0.01 is one text in a hundred), not {max_risk!r}")
         if not is_number(confidence) or not 0 < confidence < 1:
             raise KnobError(f"a confidence lies between 0 and 1, such as 0.95, not {confidence!r}")
-        kinds = {point.name: promise_kind(p) for point in self.points if (p := point.promise) and "forced" not in p}
-        about = sorted(set(kinds.values()) if risk is None else {risk} & set(kinds.values()))
-        if len(about) > 1:
-            raise KnobError(
-                f"there are promises about {' and '.join(about)}: say which with risk={about[0]!r} (--risk)"
-            )
         command = self._calibrating(max_risk, risk, confidence)
-        promised = [(point, point.promise) for point in self.points if point.promise and kinds.get(point.name) in about]
+        promised = self._asked_for(risk, command)
         small = [(point, promise) for point, promise in promised if promise["risk"] <= max_risk + 1e-12]
-        kept = [point for point, promise in small if _is_sure(promise, confidence)]
-        if not promised:
-            raise KnobError(f"no operating point of {self.run.folder} has a promise{_about(risk)}: {command} makes one")
         if not small:
             least = min(promise["risk"] for _, promise in promised)
             raise KnobError(
                 f"the smallest risk that was promised{_about(risk)} is {percent(least)}: {command} makes one"
             )
+        kept = [(point, promise) for point, promise in small if _is_sure(promise, confidence)]
         if not kept:
             surest = max(promise["confidence"] for _, promise in small)
             raise KnobError(
                 f"{percent(max_risk)} was promised{_about(risk)} with a confidence of {100 * surest:g} %, not of "
                 f"{100 * confidence:g} %: {command} makes one, or ask for confidence={surest:g} (--confidence)"
             )
-        kept.sort(key=lambda point: float(point.measured.get("layer_speedup", 1.0)), reverse=True)
-        whys = [self.not_about_this(point) for point in kept]
+        # The default is listed first, whenever it was made; points without a number are listed as they were made.
+        order = sorted(
+            ((promise["risk"], point.made, place) for place, (point, promise) in enumerate(kept)), reverse=True
+        )
+        whys = [self.not_about_this(kept[place][0]) for *_, place in order]
         if all(whys):
             raise KnobError(f"{whys[0]}: {command} makes one for here")
-        return kept[whys.index("")]
+        return kept[order[whys.index("")][-1]][0]
+
+    def _asked_for(self, risk: str | None, command: str) -> list[tuple[OperatingPoint, Mapping[str, Any]]]:
+        """Points and promises of one risk that was asked for, and not forced.
+
+        Raises:
+            KnobError: there are none, or of several risks.
+        """
+        honest = [(point, point.promise) for point in self.points if point.promise and not point.forced]
+        asked = [(point, promise) for point, promise in honest if "max_risk" in point.asked]
+        kinds = {promise_kind(promise) for _, promise in asked}
+        about = sorted(kinds if risk is None else {risk} & kinds)
+        if len(about) > 1:
+            raise KnobError(
+                f"there are promises about {' and '.join(about)}: say which with risk={about[0]!r} (--risk)"
+            )
+        if not about:
+            others = any(risk in (None, promise_kind(promise)) for _, promise in honest)
+            why = " that was asked for (--speedup and --max-drop only tell what they cost)" if others else ""
+            raise KnobError(
+                f"no operating point of {self.run.folder} has a promise{_about(risk)}{why}: {command} makes one"
+            )
+        return [(point, promise) for point, promise in asked if promise_kind(promise) == about[0]]
 
     def _calibrating(self, max_risk: float, risk: str | None, confidence: float) -> str:
         """The command that makes such a promise for what is served here."""
@@ -235,20 +270,25 @@ class Chooser:
             words += f" --risk {risk}".replace("--risk expected ", "--expected --risk ")
         if confidence != CONFIDENCE:
             words += f" --confidence {confidence:g}"
-        info = self.info
+        return f"{words}{self._on_what_serves()}`"
+
+    def _on_what_serves(self) -> str:
+        """Options of ``offramp calibrate`` by which its point is about what is served here."""
+        info, words = self.info, ""
         if (info.name, info.dtype) != ("torch", "float32"):
             words += f" --runtime {info.name} --dtype {info.dtype}"
         if not info.batch_invariant:
             words += f" --batch-size {self.batch_size}"
-        return f"{words}`"
+        return words
 
     def _made_for(self, speedup: float) -> OperatingPoint | None:
         """The operating point that was calibrated for this layer speed-up, or the next higher one.
 
-        One that was forced is the last, and among equals the one of the default's rule the first.
+        One that was forced is the last, then one that was made on other numbers than are served here; among equals the
+        one of the default's rule is the first.
         """
         found = [
-            ("forced" in (point.promise or {}), asked, point.criterion != self.points[0].criterion, place)
+            (point.forced, bool(self._others(point)), asked, point.criterion != self.points[0].criterion, place)
             for place, point in enumerate(self.points)
             if (asked := point.asked.get("speedup", 0.0)) >= speedup - 1e-9
         ]
@@ -262,13 +302,14 @@ class Chooser:
 
     def _check_origin(self, point: OperatingPoint) -> None:
         """Warn, once, where a promise is about other weights, or a point of other numbers than this runtime gives."""
-        if point.promise is not None and point.promise.get("model") not in (None, self._weights):
+        model = None if point.promise is None else point.promise.get("model")
+        if model is not None and model != self._weights:
             self._warn_once(
                 point.name,
                 f"{self.not_about_this(point)}, and is not promised here: `offramp calibrate` makes one for here",
             )
         there, here = self._made_on(point)
-        other = [name for name in there if there[name] not in ("", "unknown", here[name])]
+        other = self._others(point)
         if not other:
             return
         lost = "" if point.promise is None else ", and what was promised there is not promised here"
@@ -286,6 +327,11 @@ class Chooser:
         if not info.batch_invariant:  # else neighbours change nothing
             there["batch size"], here["batch size"] = str(point.batch_size), str(self.batch_size)
         return there, here
+
+    def _others(self, point: OperatingPoint) -> list[str]:
+        """Names of what a point's numbers depend on that is otherwise here; what nobody knows is not counted."""
+        there, here = self._made_on(point)
+        return [name for name in there if there[name] not in ("", "unknown", here[name])]
 
     @cached_property
     def _weights(self) -> str:

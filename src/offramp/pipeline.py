@@ -128,13 +128,16 @@ class Classifier:
             texts: one text, or a list of texts. A pair of texts, where the model reads pairs, is a tuple.
             threshold: the criterion's threshold.
             speedup: layer speed-up to reach: the operating point that ``offramp calibrate --speedup`` made for it, or
-                for the next higher one; or else knobs by the trace that training recorded on dev, with a warning.
+                for the next higher one. Where it made none at all, knobs by the trace that training recorded on dev,
+                with a warning; where all that it made are for less, a refusal.
             max_layers: leave after so many layers at the latest.
             full_depth: no early exit.
             knobs: any knobs of the criterion, by name.
-            max_risk: the fastest operating point of those that ``offramp calibrate`` made with a promise of at most
-                so much, for these weights on this runtime and dtype. In float32 a promise from another runtime is
-                taken, with a warning.
+            max_risk: an operating point that ``offramp calibrate --max-risk`` made with a promise of at most so much,
+                for these weights on this runtime and dtype: that of the largest such risk, and among equals, as of
+                several criteria, the one made last. (Not the fastest: who picks by what was measured picks the
+                luckiest, and keeps no promise. For the same reason points of ``--speedup`` and ``--max-drop`` do not
+                count.) In float32 a promise from another runtime is taken, with a warning.
             risk: which risk that is about (``disagreement``, ``error``, ...), where there are promises of several.
             confidence: that the promise has at least; of an expected risk there is none, and it is not asked for.
 
@@ -143,7 +146,7 @@ class Classifier:
 
         Raises:
             DataError: a text is not a string or a pair of strings.
-            KnobError: options that contradict each other or the criterion.
+            KnobError: options that contradict each other or the criterion, or that nothing was calibrated for.
         """
         setting = self.setting(
             threshold=threshold, speedup=speedup, max_layers=max_layers, full_depth=full_depth, knobs=knobs,

@@ -29,6 +29,7 @@ __all__ = [
     "class_name",
     "make_task",
     "split_names",
+    "unrelated",
 ]
 
 Label = int | float | npt.NDArray[np.bool_]
@@ -389,3 +390,21 @@ def _ranks(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 
 def _mse(answers: npt.NDArray[Any], labels: npt.NDArray[Any], outputs: int) -> float:
     return float(np.mean((answers.astype(np.float64) - labels.astype(np.float64)) ** 2))
+
+
+_SLIGHT = 0.2
+"""Agreement beyond chance (Cohen's kappa) that is called slight up to here."""
+
+
+def unrelated(answers: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], num_classes: int) -> bool:
+    """Whether labels [N] hardly mean the classes that a model answers [N] with.
+
+    So it is where the model is right less often than always the commonest label would be, and hardly more often than
+    answers that have nothing to do with the labels. (With a rare class a good model may miss the first and not the
+    second.)
+    """
+    if not len(labels):
+        return False
+    given, said = (np.bincount(one, minlength=num_classes) / len(labels) for one in (labels, answers))
+    right, chance = float((answers == labels).mean()), float(given @ said)
+    return right < given.max() and right <= chance + _SLIGHT * (1 - chance)

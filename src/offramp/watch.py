@@ -125,7 +125,11 @@ class Watch:
 
 
 def safer(point: OperatingPoint, points: Sequence[OperatingPoint]) -> list[OperatingPoint]:
-    """Those that promise less of the same risk, and are slower: the fastest of them first."""
+    """Those that were asked to promise less of the same risk, and are slower: those that promise the most first.
+
+    Of the others (``--speedup``, ``--max-drop``) the promise is what it turned out to be, and to choose among such by
+    it is to look at the rows that prove it.
+    """
     if point.promise is None:
         return []
     kind, risk, speed = promise_kind(point.promise), point.promise["risk"], _speed(point)
@@ -134,11 +138,12 @@ def safer(point: OperatingPoint, points: Sequence[OperatingPoint]) -> list[Opera
         for one in points
         if one.promise is not None
         and _is_promised(one)
+        and "max_risk" in one.asked
         and promise_kind(one.promise) == kind
         and one.promise["risk"] < risk
         and _speed(one) < speed
     ]
-    return sorted(found, key=_speed, reverse=True)
+    return sorted(found, key=lambda one: float((one.promise or {})["risk"]), reverse=True)
 
 
 def reference_of(point: OperatingPoint, folder: Path) -> Reference | None:

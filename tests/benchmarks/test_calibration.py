@@ -61,6 +61,9 @@ def test_a_cell_and_its_table(trace: Any) -> None:
         "versions": {"mapie": "1", "numpy": "2", "scipy": "1"},
     }  # fmt: skip
     assert f"| entropy | 200 | nothing | - | - | {easy['layer_speedup']:.2f}x |" in module.tables(result)
+    assert ", 4 calibrations a cell, 95 % confidence" in module.tables(result)
+    result["tasks"][0]["cells"].append({**easy, "criterion": "learned_stopping", "draws": 10})
+    assert ", 4 calibrations (10 of learned_stopping) a cell, 95 % confidence" in module.tables(result)
 
 
 def test_held_out(trace: Any) -> None:

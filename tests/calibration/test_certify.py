@@ -7,6 +7,7 @@ rows would be no truth: what is lost there was won here). A selector that is bro
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,7 @@ pytest.importorskip("mapie")
 pytest.importorskip("scipy")
 
 from offramp.calibration import certify as module
-from offramp.calibration.certify import FEWEST, certify, choose_measured, halves
+from offramp.calibration.certify import FEWEST, certify, choose_measured, doubt_labels, halves, repeats
 from offramp.calibration.grid import in_order
 from offramp.calibration.losses import make_risk
 from offramp.calibration.points import OperatingPoint
@@ -534,7 +535,7 @@ def test_a_loss_that_does_not_work(example: MakeTrace, loss: Any, message: str) 
 
 def test_what_is_forced_has_another_name(example: MakeTrace) -> None:
     trace = example(units=400)
-    for more, name in (({}, "entropy-disagreement-0.3-at-0.95-forced"), ({"name": "mine"}, "mine-forced")):
+    for more, name in (({}, "entropy-disagreement-0.3-at-0.95-fake-float32-forced"), ({"name": "mine"}, "mine-forced")):
         point = certify(trace, make("entropy"), max_risk=0.3, forced="on texts it knows", **more)  # type: ignore[arg-type]
         assert point.promise is not None
         assert (point.name, point.promise["forced"]) == (name, "on texts it knows")
@@ -578,3 +579,139 @@ def test_several_labels_a_text(example: MakeTrace) -> None:
     point = certify(trace, make("entropy", problem_type="multi_label_classification"), max_risk=0.5)
     assert point.promise is not None
     assert point.promise["seen"] > 0
+
+
+# What is refused says what would help
+
+
+def test_where_no_number_of_texts_helps() -> None:
+    whole = given_losses(np.arange(400) % 5 == 0)
+    for more in ({}, {"expected": True}):
+        with pytest.raises(KnobError) as said:
+            certify(whole, make("gate"), max_risk=0.1, **more)  # type: ignore[arg-type]
+        assert str(said.value).endswith(
+            "; at such a rate no number of texts helps; allow more risk, try another criterion, or train the exits "
+            "further"
+        )
+        assert "give more texts" not in str(said.value)
+
+
+@pytest.mark.parametrize("expected", [False, True])
+@pytest.mark.parametrize("risk", ["disagreement", told_loss], ids=["binary", "numbers"])
+def test_how_many_texts_would_do(expected: bool, risk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One text in 20 is lost wherever one looks: so many prove 6 %, and a tenth fewer do not."""
+    monkeypatch.setattr(module, "halves", lambda trace, **_: (trace.select(np.arange(0, 40)), trace))
+
+    def try_with(texts: int) -> None:
+        lost = np.arange(20 * math.ceil(texts / 20)) % 20 == 0
+        certify(given_losses(lost), make("gate"), max_risk=0.06, risk=risk, expected=expected)
+
+    with pytest.raises(KnobError, match=r"lost 5\.0 % on the 40 texts that tune and would take about") as said:
+        try_with(60)
+    found = re.search(
+        r"at that rate it takes about ([\d,]+) texts that prove, so give about [\d,]+ in all", str(said.value)
+    )
+    assert found is not None
+    needed = int(found[1].replace(",", ""))
+    try_with(needed + 20)
+    with pytest.raises(KnobError, match="nothing faster"):
+        try_with(int(0.85 * needed) - 20)
+
+
+def test_one_text_is_one(example: MakeTrace) -> None:
+    with pytest.raises(KnobError, match="with 1 text the smallest provable risk"):
+        certify(example(units=100), make("entropy"), max_risk=0.1, tuning_share=0.995)
+
+
+# Names
+
+
+def test_names_say_what_makes_another_point(example: MakeTrace) -> None:
+    trace = replace(example(units=400), runtime="torch", dtype="float32")
+    int8 = replace(trace, runtime="onnx", dtype="int8", batch_size=4)
+    rule = make("entropy")
+    assert certify(trace, rule, max_risk=0.3).name == "entropy-disagreement-0.3-at-0.95"
+    assert certify(int8, rule, max_risk=0.3).name == "entropy-disagreement-0.3-at-0.95-onnx-int8"
+    beside = certify(int8, rule, max_risk=0.3, batch_invariant=False, forced="why").name
+    assert beside == "entropy-disagreement-0.3-at-0.95-onnx-int8-at-batch-4-forced"
+    assert certify(int8, rule, max_risk=0.3, name="mine").name == "mine"
+    for more, name in (
+        ({"speedup": 1.5}, "entropy-speedup-1.5"),
+        ({"speedup": 1.5, "metric": "f1"}, "entropy-speedup-1.5"),
+        ({"speedup": 1.5, "risk": "error"}, "entropy-speedup-1.5-error"),
+        ({"speedup": 1.5, "confidence": 0.9}, "entropy-speedup-1.5-at-0.9"),
+        ({"max_drop": 40.0}, "entropy-max-drop-40"),
+        ({"max_drop": 40.0, "metric": "f1", "risk": "error"}, "entropy-max-drop-40-f1-error"),
+    ):
+        assert choose_measured(trace, rule, **more).name == name  # type: ignore[arg-type]
+    assert choose_measured(replace(trace, runtime="unknown"), rule, speedup=1.5).name == "entropy-speedup-1.5"
+    assert choose_measured(int8, rule, speedup=1.5).name == "entropy-speedup-1.5-onnx-int8"
+
+
+# Numbers
+
+
+def test_numbers_by_speed_and_score_have_no_promise(example: MakeTrace) -> None:
+    trace = example("regression", units=400)
+    rule = make("patience_delta")
+    point = choose_measured(trace, rule, speedup=1.3)
+    assert (point.promise, point.asked, point.measured["guarantee"]) == (None, {"speedup": 1.3}, "none")
+    assert point.measured["layer_speedup"] > 1.1
+    low, high = point.measured["drop_interval"]
+    assert low <= point.measured["full_depth_score"] - point.measured["score"] <= high
+    bare = choose_measured(replace(trace, labels=None), rule, speedup=1.3)
+    assert bare.knobs == point.knobs  # labels have no say
+    assert "score" not in bare.measured
+    loose, tight = (choose_measured(trace, rule, max_drop=drop) for drop in (95.0, 60.0))
+    assert loose.measured["layer_speedup"] >= tight.measured["layer_speedup"]
+    assert loose.promise is None
+    forced = choose_measured(trace, rule, speedup=1.3, forced="on texts it knows")
+    assert (forced.name.endswith("-forced"), forced.forced) == (True, True)
+    with pytest.raises(DataError, match="no labels"):
+        choose_measured(replace(trace, labels=None), rule, max_drop=50.0)
+
+
+# Labels and rows to be doubted
+
+
+def test_labels_that_fit_are_not_doubted(example: MakeTrace) -> None:
+    trace = example(units=400)
+    full = trace.logits[-1].argmax(-1)
+    assert doubt_labels(trace) == ""
+    assert doubt_labels(replace(trace, labels=full)) == ""
+    assert doubt_labels(replace(trace, labels=None)) == ""
+    assert doubt_labels(trace.select(np.arange(0))) == ""
+    for kind in ("multi_label_classification", "regression"):
+        other = example(kind, units=400)
+        labels = ~other.labels_known() if other.labels_known().dtype == bool else -other.labels_known()
+        assert doubt_labels(replace(other, labels=labels)) == ""  # no plain measure: left alone
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_labels_of_other_classes_are_doubted(example: MakeTrace, seed: int) -> None:
+    trace = example(units=400)
+    full = trace.logits[-1].argmax(-1)
+    shuffled = np.random.default_rng(seed).permutation(np.array([0] * 250 + [1] * 100 + [2] * 50))
+    for labels in ((full + 1) % 3, shuffled):
+        assert "% of these texts as they are labelled, and always the commonest" in doubt_labels(
+            replace(trace, labels=labels)
+        )
+
+
+def test_a_rare_class_is_no_reason_to_doubt() -> None:
+    """Nine of ten rare texts are found, and a few others with them: right less often than "never", and still good."""
+    labels = np.array([1] * 20 + [0] * 380)
+    said = np.array([1] * 18 + [0] * 2 + [1] * 24 + [0] * 356)
+    logits = np.eye(2, dtype=np.float32)[said]
+    whole = replace(given_losses(np.zeros(400)), logits=np.stack([logits, logits]), labels=labels)
+    assert (said == labels).mean() < (labels == 0).mean()
+    assert doubt_labels(whole) == ""
+
+
+def test_rows_that_repeat_themselves(example: MakeTrace) -> None:
+    trace = example(units=180)
+    assert repeats(trace) == 0
+    assert repeats(replace(trace, hashes=None)) == 0
+    assert repeats(trace.select(np.tile(np.arange(180), 3))) == 180
+    assert repeats(trace.select(np.append(np.arange(180), 0))) == 0  # 1 of 181
+    assert repeats(trace.select(np.append(np.arange(180), [0, 1]))) == 180

@@ -91,6 +91,18 @@ def test_damaged_promises(tmp_path: Path, promise: Any) -> None:
         read_points(tmp_path)
 
 
+def test_what_is_forced_is_known_by_promise_or_name() -> None:
+    assert not point().forced
+    assert point(promise={"risk": 0.01, "of": "error", "confidence": 0.95, "forced": "why"}).forced
+    assert point("x-forced", promise=None).forced
+
+
+@pytest.mark.parametrize("made", ["3", 1.5, True, None])
+def test_a_damaged_count(made: Any) -> None:
+    with pytest.raises(RunError, match="made of operating point 'a' must be a whole number"):
+        OperatingPoint.from_json({"name": "a", "criterion": "edr", "made": made})
+
+
 def test_an_expected_risk_has_no_confidence() -> None:
     promise = {"risk": 0.01, "of": "error", "confidence": None, "expected": True}
     assert OperatingPoint.from_json(point(promise=promise).to_json()).promise == promise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,26 +17,29 @@ def test_the_sentence_a_manager_understands() -> None:
     leaving = {1: 200, 2: 212, 3: 200, 4: 100, 5: 88, 6: 200}
     said = summary_sentence(leaving, 6, PROMISE)
     assert said == (
-        "Of 1,000 texts 612 leave by layer 3. 1.8x fewer layers. "
+        "Of 1,000 texts 612 leave by layer 3. 1.84x fewer layers. "
         "With 95 % confidence at most 1.0 % of answers differ from the full model's."
     )
-    assert summary_sentence(leaving, 6, None).endswith("1.8x fewer layers. Nothing is promised.")
-    assert summary_sentence({4: 5, 6: 5}, 6, None).startswith("Of 10 texts 5 leave by layer 4. 1.2x fewer")
+    assert summary_sentence(leaving, 6, None).endswith("1.84x fewer layers. Nothing is promised.")
+    assert summary_sentence({4: 5, 6: 5}, 6, None).startswith("Of 10 texts 5 leave by layer 4. 1.20x fewer")
 
 
 @pytest.mark.parametrize(
     ("leaving", "said"),
     [
         # By half of the layers nobody has left, and still there is something to tell.
-        ({1: 0, 2: 0, 3: 0, 4: 0, 5: 700, 6: 300}, "Of 1,000 texts 700 leave by layer 5. 1.1x"),
+        ({1: 0, 2: 0, 3: 0, 4: 0, 5: 700, 6: 300}, "Of 1,000 texts 700 leave by layer 5. 1.13x"),
         ({1: 600, 2: 100, 6: 300}, "Of 1,000 texts 600 leave by layer 1. 2.3x"),
         (
             {1: 0, 4: 100, 5: 200, 6: 700},
-            "Of 1,000 texts only 300 leave early, by layer 5; the others go to layer 6. 1.1x",
+            "Of 1,000 texts only 300 leave early, by layer 5; the others go to layer 6. 1.07x",
         ),
-        ({3: 10, 5: 0, 6: 90}, "Of 100 texts only 10 leave early, by layer 3; the others go to layer 6. 1.1x"),
-        ({1: 0, 6: 20}, "Of 20 texts none leaves early. 1.0x"),
-        ({6: 20}, "Of 20 texts none leaves early. 1.0x"),
+        ({3: 10, 5: 0, 6: 90}, "Of 100 texts only 10 leave early, by layer 3; the others go to layer 6. 1.05x"),
+        ({5: 1, 6: 20}, "Of 21 texts only 1 leave early, by layer 5; the others go to layer 6. 1.01x"),
+        ({1: 0, 6: 20}, "Of 20 texts none leaves early. 1.00x"),
+        ({6: 20}, "Of 20 texts none leaves early. 1.00x"),
+        ({2: 49, 6: 51}, "Of 100 texts only 49 leave early, by layer 2; the others go to layer 6. 1.49x"),
+        ({3: 999, 6: 1}, "Of 1,000 texts 999 leave by layer 3. 2.0x"),
         ({2: 20}, "Of 20 texts 20 leave by layer 2. 3.0x"),
     ],
 )
@@ -87,6 +91,36 @@ def test_the_card_tells_what_a_promise_rests_on(tmp_path: Path) -> None:
     page = (tmp_path / "README.md").read_text()
     assert "500 texts (logs, data hash 0123456789ab); 1,200 others tuned; onnx int8, batches of 16 |" in page
     assert "f1 90.0 (full depth 91.0); drop between 0.1 and 2.0 points (95 % bootstrap interval, no guarantee)" in page
+
+
+def card(folder: Path, **point: Any) -> str:
+    write_card(folder, [OperatingPoint(**{"name": "a", "criterion": "edr"} | point)])
+    return (folder / "README.md").read_text()
+
+
+def test_the_card_tells_settings_that_are_not_the_default(tmp_path: Path) -> None:
+    settings = {"problem_type": "single_label_classification", "lam": 5.0}
+    assert "| a | edr, lam 5, threshold 0.2 |" in card(tmp_path, settings=settings, knobs={"threshold": 0.2})
+    assert "| a | edr, threshold 0.2 |" in card(tmp_path, settings={"lam": 1.0}, knobs={"threshold": 0.2})
+    assert "| a | confidence, temperatures (1.25 0.5), threshold 0.2 |" in card(
+        tmp_path, criterion="confidence", settings={"temperatures": [1.25, 0.5]}, knobs={"threshold": 0.2}
+    )
+    assert "| a | confidence |" in card(tmp_path, criterion="confidence", settings={"temperatures": []})
+    assert "| a | per_exit, scale (12 numbers), threshold 1 |" in card(
+        tmp_path, criterion="per_exit", settings={"of": "entropy", "scale": [0.5] * 12}, knobs={"threshold": 1.0}
+    )
+    learned = {"weights": [[0.1] * 5] * 3, "prices": [0.1] * 20}
+    assert "| a | learned_stopping, weights (3 rows), prices (20 numbers) |" in card(
+        tmp_path, criterion="learned_stopping", settings=learned
+    )
+    assert "| a | of_tomorrow, threshold 1 |" in card(
+        tmp_path, criterion="of_tomorrow", settings={"x": 3}, knobs={"threshold": 1.0}
+    )
+
+
+def test_the_card_where_the_dtype_is_not_known(tmp_path: Path) -> None:
+    assert "; torch, batches of 32 |" in card(tmp_path, runtime="torch", batch_size=32)
+    assert "batches" not in card(tmp_path)
 
 
 def test_what_was_forced_is_worth_nothing() -> None:

@@ -94,13 +94,11 @@ def test_points_are_picked_by_what_they_promise(cli: Cli, run: Path, fresh: Path
     (run / "operating_points.json").write_text(
         json.dumps({"format": 1, "points": [p.to_json() for p in points.values() if "expected" not in p.name]})
     )
-    kept = [p for p in points.values() if p.promise and not p.promise["expected"] and p.promise["risk"] <= 0.05]
-    fastest = max(kept, key=lambda p: p.measured["layer_speedup"])
     lines = cli("predict", run, "--max-risk", 0.05, *texts).lines
-    exits = replay(trace, make(fastest.criterion, **fastest.settings), fastest.knobs).exits[:40]
+    exits = replay(trace, make(point.criterion, **point.settings), point.knobs).exits[:40]
     assert [line["exit_layer"] for line in lines] == (exits + 1).tolist()
     result = cli("evaluate", run, "--data", fresh, "--max-risk", 0.05, "--rounds", 0, "--json").json
-    assert result["promise"]["risk"] == fastest.promise["risk"]  # type: ignore[index]
+    assert result["promise"] == point.promise
     assert result["summary"].startswith("Of 300 texts ")
     assert point.promise is not None
     assert point.promise["n_promise"] == 180
@@ -436,11 +434,135 @@ def test_how_sure_a_promise_shall_be(cli: Cli, run: Path, fresh: Path) -> None:
         assert "give max_risk with it" in cli(command, run, *more, "--confidence", 0.5).error
 
 
-@pytest.mark.parametrize("wish", [("--speedup", 1.5), ("--max-drop", 5), ("--max-risk", 0.1)])
+@pytest.mark.parametrize("wish", [("--max-risk", 0.1), ("--speedup", 1.5, "--risk", "error")])
 def test_numbers_take_a_loss_of_ones_own(
-    cli: Cli, joint_run: Callable[[str], Path], toy_data: Callable[..., str], wish: tuple[str, float]
+    cli: Cli, joint_run: Callable[[str], Path], toy_data: Callable[..., str], wish: tuple[object, ...]
 ) -> None:
     run = joint_run("regression")
     said = cli("calibrate", run, "--data", Path(toy_data("regression")) / "dev.jsonl", *wish).error
     assert "this is regression: give a loss of your own as module:function" in said
     assert "disagreement" not in said
+
+
+@pytest.mark.parametrize("wish", ["--speedup", "--max-drop"])
+def test_numbers_have_speed_and_score_without_a_promise(
+    cli: Cli, joint_run: Callable[[str], Path], toy_data: Callable[..., str], tmp_path: Path, wish: str
+) -> None:
+    run = Path(shutil.copytree(joint_run("regression"), tmp_path / "run"))
+    data = Path(toy_data("regression")) / "dev.jsonl"
+    done = cli("calibrate", run, "--data", data, wish, 1.2 if wish == "--speedup" else 90)
+    assert done.status == 0, done.err
+    assert "fewer layers. Nothing is promised." in done.out
+    assert "Tuned on 19 texts, measured on 29 others. Numbers nearly always change a little" in done.out
+    assert "points (95 % bootstrap interval, no guarantee)" in done.out
+    point = read_points(run)[-1]
+    assert (point.promise, point.measured["guarantee"]) == (None, "none")
+    assert "has a promise: `offramp calibrate" in cli("predict", run, "--max-risk", 0.1, "a gem").error
+    assert "| none |" in (run / "README.md").read_text()
+    if wish == "--speedup":
+        assert cli("predict", run, "--speedup", 1.2, "a gem").status == 0
+        bare = cli("calibrate", run, "--data", data, wish, 1.2, "--no-labels", "--json").json["point"]
+        assert (bare["promise"], "score" in bare["measured"]) == (None, False)
+    else:
+        said = cli("calibrate", run, "--trace", run / "traces" / "dev", wish, 90, "--no-labels").error
+        assert "--no-labels and --max-drop contradict" in said
+
+
+# Labels that mean something else
+
+
+def swap_labels(run: Path) -> float:
+    """Labels that name another class of nine texts in ten; how many the commonest has, in hundredths."""
+    trace = load_trace(run / "traces" / "rows")
+    said = trace.logits[-1].argmax(-1)
+    labels = np.where(np.arange(len(said)) % 10 == 0, said, (said + 1) % 3)
+    save_trace(replace(trace, labels=labels), run / "traces" / "rows")
+    return 100 * float(np.bincount(labels).max()) / len(labels)
+
+
+def test_labels_of_other_classes_are_refused(cli: Cli, run: Path) -> None:
+    commonest = swap_labels(run)
+    before = (run / "operating_points.json").read_bytes()
+    for words, way in (
+        (("--max-risk", 0.1, "--risk", "error"), "--no-labels without that risk"),
+        (("--max-drop", 5), "--no-labels with --max-risk"),
+        (("--speedup", 1.5, "--risk", "error"), "--no-labels without that risk"),
+    ):
+        assert calibrate(cli, run, *words).error == (
+            "the full model answers 10.0 % of these texts as they are labelled, and always the commonest label would "
+            f"{commonest:.1f} %: these seem to be labels of other classes; look at the label column (--label-column), "
+            f"or give {way}, which needs none, or --force"
+        )
+    assert (run / "operating_points.json").read_bytes() == before
+    # Nothing that is promised depends on them: a warning, and none where they are left alone.
+    done = calibrate(cli, run, "--max-risk", 0.2)
+    assert done.status == 0
+    assert "do labels mean the model's classes? If not, the scores told here mean nothing" in done.err
+    assert calibrate(cli, run, "--max-risk", 0.2, "--no-labels").err == ""
+
+
+def test_labels_that_do_not_fit_can_be_forced(
+    cli: Cli, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swap_labels(run)
+    assert calibrate(cli, run, "--max-risk", 0.2, "--risk", "error", "--force").status == 0
+    point = read_points(run)[-1]
+    assert point.name == "edr-error-0.2-at-0.95-forced"
+    assert promise_of(run)["forced"] == "with labels that the model's answers do not fit"
+    name = f"swapped_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text("def wrong(answers, full, labels):\n    return answers.argmax(-1) != labels\n")
+    monkeypatch.chdir(tmp_path)
+    assert "labels of other classes" in calibrate(cli, run, "--max-risk", 0.9, "--risk", f"{name}:wrong").error
+
+
+# Rows that repeat themselves
+
+
+def test_copies_are_told(cli: Cli, run: Path) -> None:
+    trace = load_trace(run / "traces" / "rows")
+    assert calibrate(cli, run, "--max-risk", 0.2).err == ""
+    save_trace(trace.select(np.tile(np.arange(180), 3)), run / "traces" / "rows")
+    done = calibrate(cli, run, "--max-risk", 0.2)
+    assert done.status == 0
+    assert done.err == (
+        "offramp: the 540 rows are 180 distinct texts, and copies count here as if they were texts of their own: what "
+        "is promised is too kind; give each text once, unless the texts to come repeat themselves as these do\n"
+    )
+    save_trace(trace.select(np.append(np.arange(300), [0, 1, 2])), run / "traces" / "rows")  # not more than 1 %
+    assert calibrate(cli, run, "--max-risk", 0.2).err == ""
+
+
+# Names
+
+
+def test_what_serves_has_a_point_of_its_own(cli: Cli, run: Path) -> None:
+    trace = load_trace(run / "traces" / "rows")
+    save_trace(replace(trace, runtime="onnx", dtype="int8", batch_size=1), run / "traces" / "int8")
+    words = ("--max-risk", 0.2)
+    assert calibrate(cli, run, *words).status == 0
+    assert cli("calibrate", run, "--trace", run / "traces" / "int8", *words).status == 0
+    assert calibrate(cli, run, "--speedup", 1.5).status == 0
+    assert calibrate(cli, run, "--speedup", 1.5, "--risk", "error").status == 0
+    points = read_points(run)
+    assert [point.name for point in points[1:]] == [
+        "edr-disagreement-0.2-at-0.95", "edr-disagreement-0.2-at-0.95-onnx-int8-at-batch-1", "edr-speedup-1.5",
+        "edr-speedup-1.5-error",
+    ]  # fmt: skip
+    assert [point.made for point in points] == [0, 1, 2, 3, 4]
+
+
+def test_a_point_that_is_replaced_is_told(cli: Cli, run: Path) -> None:
+    said = "It replaces the operating point of that name (made on rows; edr, "
+    assert said not in calibrate(cli, run, "--max-risk", 0.2).out
+    assert calibrate(cli, run, "--max-risk", 0.2, "--risk", "error", "--json").json["replaced"] is False
+    first, other = read_points(run)[1:]
+    assert said in calibrate(cli, run, "--max-risk", 0.2, "--seed", 1).out
+    assert calibrate(cli, run, "--max-risk", 0.2, "--json").json["replaced"] is True
+    assert [point.name for point in read_points(run)] == ["default", other.name, first.name]
+    assert read_points(run)[-1].made == 4
+
+
+def test_settings_that_were_tuned_are_told(cli: Cli, run: Path) -> None:
+    out = calibrate(cli, run, "--max-risk", 0.2, "--set", "lam=3").out
+    assert "Operating point 'edr-disagreement-0.2-at-0.95': edr, lam 3, threshold " in out
+    assert "| edr, lam 3, threshold " in (run / "README.md").read_text()

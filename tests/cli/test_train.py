@@ -17,7 +17,7 @@ from offramp.training.lock import only_training
 
 Cli = Callable[..., Any]
 
-QUICK = ["--max_steps", "2", "--bf16", "false", "--pooling", "mean"]
+QUICK = ["--max_steps", "2", "--bf16", "false", "--pooling", "mean", "--exit-epochs", "0"]
 FEW = [("a lovely gem", "good"), ("the dull film", "bad"), ("bright music", "good"), ("cold and flat", "bad")]
 
 

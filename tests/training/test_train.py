@@ -749,6 +749,24 @@ def test_exits_learn_alone_afterwards(make_plan: MakePlan, tmp_path: Path) -> No
     assert {entry["phase"] for entry in record(usual)["history"]} == {1}
 
 
+@pytest.mark.parametrize(("changes", "epochs"), [
+    ({"recipe": "de3bert"}, 20), ({"recipe": "joint", "max_train_samples": 48}, 20), ({"recipe": "pabee"}, 0),
+    ({"recipe": "de3bert", "exits": ()}, 0), ({"recipe": "pabee", "exit_epochs": 1.0}, 1),
+])  # fmt: skip
+def test_how_long_exits_learn_alone(make_plan: MakePlan, tmp_path: Path, changes: Any, epochs: float) -> None:
+    run = train(make_plan(tmp_path / "run", **{"exit_epochs": None, "arguments": {"max_steps": 2}, **changes})).folder
+    alone = [entry["epoch"] for entry in record(run)["history"] if entry["phase"] == 2]
+    assert max(alone, default=0) == epochs
+
+
+def test_of_many_rows_exits_learn_fewer_epochs(
+    make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{MODULE}._EXIT_STEPS", 9)  # six to an epoch
+    run = train(make_plan(tmp_path / "run", recipe="joint", exit_epochs=None, arguments={"max_steps": 2})).folder
+    assert [entry for entry in record(run)["history"] if entry["phase"] == 2][-1]["step"] == 9
+
+
 @pytest.mark.parametrize(("wrong", "message"), [
     ({"recipe": "deebert", "exit_epochs": 2.0}, "recipe deebert ends with its heads trained alone: leave"),
     ({"exit_epochs": -1.0}, "--exit-epochs must be 0 or more, not -1.0"),

@@ -8,7 +8,7 @@ with a stated confidence; conformal risk control (ICLR 2024) keeps its expectati
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from offramp.calibration.grid import Candidates, candidates, in_order, told, variants
 from offramp.calibration.losses import Loss, Risk, make_risk
-from offramp.calibration.points import OperatingPoint
+from offramp.calibration.points import FORCED, OperatingPoint
 from offramp.calibration.promise import CONFIDENCE, percent
 from offramp.calibration.risk import (
     accepted,
     check_promise,
     conformal_accepted,
+    conformal_limit,
     p_values,
     smallest_provable,
     texts_needed,
@@ -31,12 +32,23 @@ from offramp.calibration.risk import (
 from offramp.calibration.sweep import data_hash
 from offramp.criteria.base import Criterion
 from offramp.errors import DataError, KnobError
+from offramp.tasks import unrelated
 from offramp.traces.curves import measure, resamples
 from offramp.traces.replay import Outcome, replay
 from offramp.traces.tally import make_tally
 from offramp.traces.trace import Trace
 
-__all__ = ["FEWEST", "FORCED", "TUNING_SHARE", "certify", "check_enough", "choose_measured", "halves"]
+__all__ = [
+    "FEWEST",
+    "FORCED",
+    "TUNING_SHARE",
+    "certify",
+    "check_enough",
+    "choose_measured",
+    "doubt_labels",
+    "halves",
+    "repeats",
+]
 
 Floats = NDArray[np.float64]
 
@@ -46,8 +58,8 @@ TUNING_SHARE = 0.4
 FEWEST = 40
 """Rows below which nothing is calibrated."""
 
-FORCED = "-forced"
-"""What the names of points end in whose promise is worth nothing."""
+_MOST_TEXTS = 10**7
+"""More than anybody calibrates on: beyond it, no number of texts is named."""
 
 _WALKED = 60
 """Candidates at which a drop is looked at: each takes a bootstrap."""
@@ -76,6 +88,7 @@ def certify(
     name: str | None = None,
     chosen_on: str = "",
     forced: str = "",
+    batch_invariant: bool = True,
 ) -> OperatingPoint:
     """The fastest operating point of a criterion whose risk is proved to be at most ``max_risk``.
 
@@ -94,9 +107,10 @@ def certify(
         max_points: thresholds tried for each setting.
         metric: reported where there are labels; by default the task's main one. One that was asked for, or is no mean
             over texts, has a bootstrap interval, and no guarantee.
-        name: by default made of what was asked for.
+        name: by default made of what was asked for, and of the runtime where that is not torch in float32.
         chosen_on: which data this is, in words.
         forced: why the promise is worth nothing, where somebody wants it all the same; the point is called so.
+        batch_invariant: neighbours in a batch change no answer there; where they do, the name says the batch size.
 
     Raises:
         KnobError: a risk or a confidence that cannot be, or that so few rows cannot prove; the message says what they
@@ -141,7 +155,8 @@ def certify(
     if metric is not None or _is_no_mean(proving, outcome):
         measured |= _interval(proving, outcome, metric, confidence, seed)
     return _point(trace, rule, knobs, measured, promise, chosen_on,
-                  name or _name(criterion, promise), {"max_risk": max_risk})  # fmt: skip
+                  name or _name(criterion, promise) + _where(trace, batch_invariant), {"max_risk": max_risk},
+                  forced)  # fmt: skip
 
 
 def choose_measured(
@@ -159,11 +174,13 @@ def choose_measured(
     name: str | None = None,
     chosen_on: str = "",
     forced: str = "",
+    batch_invariant: bool = True,
 ) -> OperatingPoint:
     """An operating point chosen on part A by speed or score, and measured on part B, which did not choose it.
 
     The score has a bootstrap interval and no guarantee. The promise is what part B proves of this one point: the
-    smallest risk that its losses allow at that confidence.
+    smallest risk that its losses allow at that confidence. In regression no answer is simply another, so without a risk
+    of one's own the point has no promise: those that answer nearest to the full model are the safest.
 
     Args:
         trace: as for ``certify``. Without labels the score is agreement with the full model.
@@ -178,16 +195,19 @@ def choose_measured(
         tuning_share: of the rows, for part A.
         seed: of the split and the bootstrap.
         metric: by default the task's main one.
-        name: by default made of what was asked for.
+        name: by default made of what was asked for, of risk and confidence where they are not the usual ones, and of
+            the runtime where that is not torch in float32.
         chosen_on: which data this is, in words.
         forced: why the promise is worth nothing, where somebody wants it all the same; the point is called so.
+        batch_invariant: as for ``certify``.
 
     Raises:
         KnobError: not exactly one wish, or one that cannot be met.
         DataError, UnsupportedError, MissingExtraError: as ``certify``.
     """
     check_promise(0.5, confidence)
-    asked = make_risk(risk, trace)
+    promised = trace.problem_type != "regression" or risk != "disagreement"
+    asked = make_risk(risk, trace) if promised else _departure(trace)
     tuning, proving = halves(trace, share=tuning_share, seed=seed)
     wish: dict[str, float] = {k: v for k, v in {"speedup": speedup, "max_drop": max_drop}.items() if v is not None}
     if len(wish) != 1:
@@ -199,23 +219,43 @@ def choose_measured(
         assert max_drop is not None
         rule, knobs = _good_enough(told(tuning), rules, asked, max_drop, metric, confidence, seed)
     outcome = replay(proving, rule, dict(knobs))
-    losses = asked.of(proving, outcome.answers)
-    n = proving.num_units
-    promise = {
-        "risk": upper_bound(float(losses.sum()), n, confidence, binary=asked.binary),
-        "of": asked.name,
+    promise = None
+    if promised:
+        promise = _bound(asked, asked.of(proving, outcome.answers), confidence, tuning.num_units)
+        promise |= _circumstances(trace, asked, seed, forced)
+    measured = _measured(proving, outcome, metric) | _interval(proving, outcome, metric, confidence, seed)
+    if name is None:
+        by = metric if max_drop is not None else None
+        name = _wished(criterion, wish, by, asked.name if promised else None, confidence)
+        name += _where(trace, batch_invariant)
+    return _point(trace, rule, knobs, measured, promise, chosen_on, name, wish, forced)
+
+
+def _bound(risk: Risk, losses: Floats, confidence: float, n_fit: int) -> dict[str, Any]:
+    """What losses [U] prove of the one point that had them."""
+    n = len(losses)
+    return {
+        "risk": upper_bound(float(losses.sum()), n, confidence, binary=risk.binary),
+        "of": risk.name,
         "confidence": confidence,
         "expected": False,
-        "method": f"{'exact binomial' if asked.binary else 'Hoeffding-Bentkus'} bound on one point",
-        "n_fit": tuning.num_units,
+        "method": f"{'exact binomial' if risk.binary else 'Hoeffding-Bentkus'} bound on one point",
+        "n_fit": n_fit,
         "n_promise": n,
         "seen": float(losses.mean()),
         "tested": 1,
-        **_circumstances(trace, asked, seed, forced),
     }
-    measured = _measured(proving, outcome, metric) | _interval(proving, outcome, metric, confidence, seed)
-    kind = "-".join(f"{key.replace('_', '-')}-{value:g}" for key, value in wish.items())
-    return _point(trace, rule, knobs, measured, promise, chosen_on, name or f"{criterion.name}-{kind}", wish)
+
+
+def _departure(trace: Trace) -> Risk:
+    """How far a number is from the full model's, as a share of the span of those: an order of safety, not a promise."""
+    span = float(np.ptp(trace.logits[-1])) or 1.0
+
+    def loss(answers: NDArray[Any], full: NDArray[Any], labels: NDArray[Any] | None) -> NDArray[Any]:
+        far: Floats = np.minimum(np.abs(answers[:, 0].astype(np.float64) - full[:, 0]) / span, 1.0)
+        return far
+
+    return Risk("departure", loss, binary=False, needs_labels=False)
 
 
 def _fast_enough(
@@ -337,9 +377,9 @@ def _check_provable(n: int, items: int, max_risk: float, confidence: float, expe
     sure = "in expectation" if expected else f"at {100 * confidence:g} %"
     needed = texts_needed(max_risk, confidence, expected=expected)
     raise KnobError(
-        f"with {n} texts the smallest provable risk {sure} is {percent(smallest, digits=1)}: {percent(max_risk)} takes "
-        f"{needed:,} texts that prove, so give about {math.ceil(needed * items / n):,} in all (part of them tunes), or "
-        "allow more risk"
+        f"with {_texts(n)} the smallest provable risk {sure} is {percent(smallest, digits=1)}: {percent(max_risk)} "
+        f"takes {needed:,} texts that prove, so give about {math.ceil(needed * items / n):,} in all (part of them "
+        "tunes), or allow more risk"
     )
 
 
@@ -362,16 +402,84 @@ def _nothing(
         math.ceil(rate * n), n, confidence, binary=risk.binary
     )  # fmt: skip
     sure = "in expectation" if expected else f"at {100 * confidence:g} %"
-    lost = f"the first step that saves layers lost {percent(rate)} on the {n_tuning} texts that tune"
+    lost = f"the first step that saves layers lost {percent(rate)} on the {_texts(n_tuning)} that tune"
+    hope = "allow more risk, give more texts, or try another criterion"
     # What would have done by these can still fail on the others, and then it is they who say so.
     if possible <= max_risk:
         lost += ", but too much on those that prove"
     else:
         lost += f" and would take about {percent(possible)}"
+        needed = _texts_for(rate, n, max_risk, confidence, risk, expected)
+        if needed is None:
+            hope = (
+                "at such a rate no number of texts helps; allow more risk, try another criterion, or train the exits "
+                "further"
+            )
+        else:
+            hope = (
+                f"at that rate it takes about {needed:,} texts that prove, so give about "
+                f"{math.ceil(needed * (n + n_tuning) / n):,} in all, allow more risk, or try another criterion"
+            )
     return (
-        f"nothing faster than full depth can be promised {sure} on {n} texts for a risk ({risk.name}) of "
-        f"{percent(max_risk)}: {lost}; allow more risk, give more texts, or try another criterion"
+        f"nothing faster than full depth can be promised {sure} on {_texts(n)} for a risk ({risk.name}) of "
+        f"{percent(max_risk)}: {lost}; {hope}"
     )
+
+
+def _texts_for(rate: float, n: int, max_risk: float, confidence: float, risk: Risk, expected: bool) -> int | None:
+    """About how many texts that lose at this rate prove a risk, where n are not enough; None: no number anybody has."""
+    if rate >= max_risk:
+        return None
+
+    def enough(n: int) -> bool:
+        if expected:
+            return rate <= conformal_limit(n, max_risk)
+        lost = math.ceil(rate * n - 1e-9) if risk.binary else rate * n
+        return float(p_values(np.array([lost]), n, max_risk, binary=risk.binary)[0]) <= 1 - confidence
+
+    low, high = n, 2 * n
+    while not enough(high):
+        low, high = high, 2 * high
+        if high > _MOST_TEXTS:
+            return None
+    return _first(enough, low, high)
+
+
+def _first(enough: Callable[[int], bool], low: int, high: int) -> int:
+    """The first number above ``low`` that is enough, as ``high`` is: where nearly all above it are enough too."""
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def doubt_labels(trace: Trace) -> str:
+    """What says that labels do not mean the model's classes (``tasks.unrelated``); empty: nothing does.
+
+    Of several labels a text, and of numbers, there is no such plain measure: they are not doubted.
+    """
+    if trace.labels is None or trace.problem_type != "single_label_classification":
+        return ""
+    answers = trace.logits[-1].argmax(axis=-1)
+    if not unrelated(answers, trace.labels, trace.logits.shape[-1]):
+        return ""
+    commonest = np.bincount(trace.labels).max() / trace.num_units
+    return (
+        f"the full model answers {100 * (answers == trace.labels).mean():.1f} % of these texts as they are labelled, "
+        f"and always the commonest label would {100 * commonest:.1f} %"
+    )
+
+
+def repeats(trace: Trace, most: float = 0.01) -> int:
+    """How many distinct texts there are, where more than so large a share of rows repeat others; 0: they do not.
+
+    A copy proves nothing that its original does not, and one that tunes while the other proves makes the proof too
+    kind.
+    """
+    if trace.hashes is None:
+        return 0
+    distinct = len(np.unique(trace.hashes))
+    return distinct if len(trace.hashes) - distinct > most * len(trace.hashes) else 0
 
 
 def _measured(trace: Trace, outcome: Outcome, metric: str | None) -> dict[str, Any]:
@@ -441,12 +549,13 @@ def _point(
     rule: Criterion,
     knobs: Mapping[str, float],
     measured: dict[str, Any],
-    promise: dict[str, Any],
+    promise: dict[str, Any] | None,
     chosen_on: str,
     name: str,
     asked: dict[str, float],
+    forced: str,
 ) -> OperatingPoint:
-    if "forced" in promise and not name.endswith(FORCED):
+    if forced and not name.endswith(FORCED):
         name += FORCED  # so that it never takes the place of an honest one
     return OperatingPoint(
         name=name,
@@ -468,3 +577,23 @@ def _name(criterion: Criterion, promise: Mapping[str, Any]) -> str:
     """``edr-disagreement-0.01-at-0.95``; a function's name has a colon, and a point's may have one too."""
     sure = "expected" if promise["expected"] else f"at-{promise['confidence']:g}"
     return f"{criterion.name}-{promise['of']}-{promise['risk']:g}-{sure}"
+
+
+def _wished(
+    criterion: Criterion, wish: Mapping[str, float], metric: str | None, risk: str | None, confidence: float
+) -> str:
+    """``edr-speedup-2``, ``edr-max-drop-1-f1``; with risk and confidence where they are not the usual ones."""
+    parts = [criterion.name, *(f"{key.replace('_', '-')}-{value:g}" for key, value in wish.items())]
+    parts += [part for part in (metric, risk) if part not in (None, "disagreement")]
+    return "-".join([*parts, *([] if confidence == CONFIDENCE else [f"at-{confidence:g}"])])
+
+
+def _where(trace: Trace, batch_invariant: bool) -> str:
+    """``-onnx-int8-at-batch-1``: what serves; nothing of torch in float32, or where nobody knows."""
+    known = trace.runtime not in ("", "unknown") and (trace.runtime, trace.dtype) != ("torch", "float32")
+    there = f"-{trace.runtime}-{trace.dtype}".removesuffix("-") if known else ""
+    return there if batch_invariant else f"{there}-at-batch-{trace.batch_size}"
+
+
+def _texts(number: int) -> str:
+    return f"{number:,} text{'' if number == 1 else 's'}"

@@ -12,12 +12,15 @@ from offramp.calibration.risk import is_number
 from offramp.errors import RunError
 from offramp.traces.files import write_atomically
 
-__all__ = ["FILE", "FORMAT", "OperatingPoint", "read_points", "write_points"]
+__all__ = ["FILE", "FORCED", "FORMAT", "OperatingPoint", "read_points", "write_points"]
 
 FORMAT = 1
 """Number of the format written here; a file of a higher number is refused."""
 
 FILE = "operating_points.json"
+
+FORCED = "-forced"
+"""What the names of points end in that were forced: whatever they promise is worth nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,13 @@ class OperatingPoint:
     batch_size: int = 1
     data_hash: str | None = None
     """Hash of the rows it was chosen on."""
+    made: int = 0
+    """Counts the points that calibration made for a run: the larger, the later. 0: not known."""
+
+    @property
+    def forced(self) -> bool:
+        """Whether somebody wanted it though it is worth nothing."""
+        return "forced" in (self.promise or {}) or self.name.endswith(FORCED)
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in a run folder."""
@@ -73,6 +83,9 @@ class OperatingPoint:
         wrong = [key for key in ("settings", "knobs", "measured", "asked") if not isinstance(value.get(key, {}), dict)]
         if wrong:
             raise RunError(f"{wrong[0]} of operating point {value['name']!r} must be a JSON object")
+        made = value.get("made", 0)
+        if not isinstance(made, int) or isinstance(made, bool):
+            raise RunError(f"made of operating point {value['name']!r} must be a whole number, not {made!r}")
         if not _is_promise(value.get("promise")):
             raise RunError(
                 f"the promise of operating point {value['name']!r} is damaged: remove that point from {FILE}, and run "

@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 from offramp.calibration.points import OperatingPoint
+from offramp.criteria import available
 from offramp.traces.files import write_atomically
 
 __all__ = [
     "CONFIDENCE",
     "drop_interval",
+    "leaves_by",
+    "made_through",
     "percent",
     "promise_kind",
     "promise_sentence",
@@ -23,6 +27,9 @@ __all__ = [
 
 CONFIDENCE = 0.95
 """That a promise holds, where nobody asks for another."""
+
+_SHOWN = 8
+"""Numbers of a setting that are shown; of more, as of a learned table, only how many there are."""
 
 _BEGIN, _END = "<!-- operating points:begin -->", "<!-- operating points:end -->"
 
@@ -70,7 +77,12 @@ def summary_sentence(leaving: Mapping[int, int], num_layers: int, promise: Mappi
     texts = sum(leaving.values())
     mean = sum(layer * count for layer, count in leaving.items()) / max(texts, 1)
     said = "Nothing is promised." if promise is None else promise_sentence(promise)
-    return f"{_leaving(leaving, texts, num_layers)} {num_layers / mean:.1f}x fewer layers. {said}"
+    return f"{_leaving(leaving, texts, num_layers)} {_times(num_layers / mean)} fewer layers. {said}"
+
+
+def _times(speedup: float) -> str:
+    """``2.1x``, and below 2 ``1.04x``: 1.0x would say that nothing is won."""
+    return f"{speedup:.{1 if speedup >= 1.995 else 2}f}x"
 
 
 def _leaving(leaving: Mapping[int, int], texts: int, num_layers: int) -> str:
@@ -110,14 +122,42 @@ def _section(points: Sequence[OperatingPoint]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for point in points:
-        knobs = ", ".join(f"{name} {value:.4g}" for name, value in point.knobs.items())
         speed = point.measured.get("layer_speedup")
         lines.append(
-            f"| {point.name} | {point.criterion}, {knobs} | {'?' if speed is None else f'{speed:.2f}x'} | "
+            f"| {point.name} | {leaves_by(point)} | {'?' if speed is None else f'{speed:.2f}x'} | "
             f"{'none' if point.promise is None else promise_sentence(point.promise)} | {_score(point.measured)} | "
             f"{_made_on(point)} |"
         )
     return "\n".join([*lines, "", _FOOT])
+
+
+def leaves_by(point: OperatingPoint) -> str:
+    """``edr, lam 5, threshold 0.25``: the criterion, its settings where they are not the default, and its knobs."""
+    kind = available().get(point.criterion)
+    usual = {one.name: one.default for one in fields(kind) if one.default is not MISSING} if kind else {}
+    set_so = {
+        name: value
+        for name, value in point.settings.items()
+        if name in usual and name != "problem_type" and _as_tuple(value) != usual[name]
+    }
+    shown = (f"{name} {_shown(value)}" for name, value in (set_so | point.knobs).items())
+    return ", ".join([point.criterion, *shown])
+
+
+def _shown(value: Any) -> str:
+    """A setting in short: four digits a number, a few numbers in a row, of longer tables their size."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if not isinstance(value, list | tuple):
+        return str(value)
+    if len(value) > _SHOWN or any(isinstance(one, list | tuple) and len(one) > 2 for one in value):
+        return f"({len(value)} {'rows' if isinstance(value[0], list | tuple) else 'numbers'})"
+    return f"({' '.join(_shown(one) for one in value)})"
+
+
+def _as_tuple(value: Any) -> Any:
+    """Lists as tuples, at any depth: JSON has only lists."""
+    return tuple(_as_tuple(one) for one in value) if isinstance(value, list | tuple) else value
 
 
 def _score(measured: Mapping[str, Any]) -> str:
@@ -142,9 +182,12 @@ def _made_on(point: OperatingPoint) -> str:
     said += f", data hash {point.data_hash[:12]})" if point.data_hash else ")"
     if point.promise is not None and "n_fit" in point.promise:
         said += f"; {point.promise['n_fit']:,} others tuned"
-    if point.runtime:
-        said += f"; {point.runtime} {point.dtype}, batches of {point.batch_size}".replace("  ", " ")
-    return said
+    return f"{said}; {made_through(point)}" if point.runtime else said
+
+
+def made_through(point: OperatingPoint) -> str:
+    """``torch float32, batches of 32``; where the dtype is not known, without it."""
+    return f"{' '.join(filter(None, (point.runtime, point.dtype)))}, batches of {point.batch_size}"
 
 
 _FOOT = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from offramp.criteria import Criterion
     from offramp.pipeline import Classifier
     from offramp.traces.trace import Trace
+
+logger = logging.getLogger(__name__)
 
 
 @app.command(short_help="An operating point with a promise: so much risk, so sure.")
@@ -84,7 +87,11 @@ def calibrate(
         bool, typer.Option("--default", help="Make it the point that is used where nothing is asked for.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Calibrate on rows of training, or on another model's trace, all the same.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Go on all the same: on rows of training, another model's trace, labels that do not fit.",
+        ),
     ] = False,
     text_columns: Columns = None,
     label_column: LabelColumn = None,
@@ -136,13 +143,19 @@ def calibrate(
         save_trace(recorded, run / "traces" / told)
     if not labels:
         recorded = replace(recorded, labels=None)
+    _warn_of_repeats(recorded)
+    doubted = _check_labels(recorded, loss, max_drop=max_drop, force=force)
+    forced = " and ".join(filter(None, (forced, doubted)))
     more: dict[str, Any] = {
         "confidence": confidence, "risk": loss, "fixed": fixed, "tuning_share": tuning_share, "seed": seed,
         "metric": metric, "name": name, "chosen_on": told, "forced": forced,
+        "batch_invariant": _batch_invariant(opened, recorded),
     }  # fmt: skip
     point = _remembered(_point(recorded, rule, wishes, expected=expected, more=more), recorded, tuning_share, seed)
+    point = replace(point, made=1 + max((one.made for one in points), default=0))
+    replaced = next((one for one in points if one.name == point.name), None)
     _save(opened, points, point, default=default or not points)
-    _show(point, recorded, as_json)
+    _show(point, replaced, recorded, as_json)
 
 
 def _check_wishes(
@@ -162,7 +175,8 @@ def _check_wishes(
         raise KnobError(f"a layer speed-up is 1 or more, not {speedup:g}")
     if max_drop is not None and not max_drop >= 0:
         raise KnobError(f"a drop is 0 points or more, not {max_drop:g}")
-    if ":" not in risk:
+    unpromised = problem_type == "regression" and risk == "disagreement" and max_risk is None
+    if ":" not in risk and not unpromised:  # numbers have a speed and a score without a promise
         check_risk(risk, problem_type)
 
 
@@ -178,6 +192,56 @@ def _check_before(
     mains = classifier.task.mains
     if metric is not None and metric not in mains:
         raise KnobError(f"no score of such answers is called {metric!r}: there are {', '.join(mains)}")
+
+
+def _warn_of_repeats(trace: Trace) -> None:
+    from offramp.calibration.certify import repeats
+
+    if distinct := repeats(trace):
+        logger.warning(
+            "the %d rows are %d distinct texts, and copies count here as if they were texts of their own: what is "
+            "promised is too kind; give each text once, unless the texts to come repeat themselves as these do",
+            len(trace.lengths), distinct,
+        )  # fmt: skip
+
+
+def _check_labels(trace: Trace, loss: Any, *, max_drop: float | None, force: bool) -> str:
+    """Refuse labels that do not mean the model's classes where the point depends on them; elsewhere only warn.
+
+    Returns:
+        Why a promise by these labels is worth nothing, where it was forced; else nothing.
+
+    Raises:
+        DataError: the labels do not fit.
+    """
+    from offramp.calibration.certify import doubt_labels
+    from offramp.calibration.losses import make_risk
+
+    seen = doubt_labels(trace)
+    if not seen:
+        return ""
+    if max_drop is None and not make_risk(loss, trace).needs_labels:
+        logger.warning(
+            "%s: do labels mean the model's classes? If not, the scores told here mean nothing: give --no-labels", seen
+        )
+        return ""
+    if force:
+        return "with labels that the model's answers do not fit"
+    way = "--no-labels without that risk" if max_drop is None else "--no-labels with --max-risk"
+    raise DataError(
+        f"{seen}: these seem to be labels of other classes; look at the label column (--label-column), or give {way}, "
+        "which needs none, or --force"
+    )
+
+
+def _batch_invariant(run: Run, trace: Trace) -> bool:
+    """Whether neighbours changed no answer where a trace was recorded: by the manifest, where that was an export."""
+    from offramp.runtimes.manifest import FILE, read_manifest
+
+    folder = run.folder / trace.runtime / trace.dtype
+    if trace.dtype in ("bfloat16", "float16"):
+        return False
+    return read_manifest(folder).batch_invariant if (folder / FILE).is_file() else trace.dtype != "int8"
 
 
 def _point(
@@ -273,27 +337,41 @@ def _save(run: Run, points: Sequence[OperatingPoint], point: OperatingPoint, *, 
     write_card(run.folder, listed)
 
 
-def _show(point: OperatingPoint, trace: Trace, as_json: bool) -> None:
-    from offramp.calibration.promise import summary_sentence
+def _show(point: OperatingPoint, replaced: OperatingPoint | None, trace: Trace, as_json: bool) -> None:
+    from offramp.calibration.promise import leaves_by, made_through, summary_sentence
 
-    assert point.promise is not None
     leaving = {int(layer): count for layer, count in point.measured["exits"].items()}
     said = summary_sentence(leaving, trace.num_layers, point.promise)
     if as_json:
-        print_json({"summary": said, "point": asdict(point)})
+        print_json({"summary": said, "point": asdict(point), "replaced": replaced is not None})
         return
-    promise = point.promise
-    knobs = ", ".join(f"{name} {value:.4g}" for name, value in point.knobs.items())
     lines = [
         said,
         "",
-        f"Tuned on {promise['n_fit']} texts, promised on {promise['n_promise']} others: {promise['method']}; "
-        f"seen there {100 * promise['seen']:.2f} % ({promise['of']}).",
+        _how(point, trace),
         *_scores(point.measured),
-        f"Operating point {point.name!r}: {point.criterion}, {knobs}; {trace.runtime} {trace.dtype}, batches of "
-        f"{trace.batch_size}.",
+        f"Operating point {point.name!r}: {leaves_by(point)}; {made_through(point)}.",
     ]
+    if replaced is not None:
+        lines.append(
+            f"It replaces the operating point of that name (made on {replaced.chosen_on or '?'}; "
+            f"{leaves_by(replaced)}): another --name would have kept both."
+        )
     console().print("\n".join(lines))
+
+
+def _how(point: OperatingPoint, trace: Trace) -> str:
+    """On how many texts it was tuned, and promised or measured."""
+    promise, texts = point.promise, point.measured["n"]
+    if promise is None:
+        return (
+            f"Tuned on {len(trace.lengths) - texts} texts, measured on {texts} others. Numbers nearly always change a "
+            "little, so how often they do is no promise to make: --risk module:function promises a loss of your own."
+        )
+    return (
+        f"Tuned on {promise['n_fit']} texts, promised on {promise['n_promise']} others: {promise['method']}; "
+        f"seen there {100 * promise['seen']:.2f} % ({promise['of']})."
+    )
 
 
 def _scores(measured: Mapping[str, Any]) -> list[str]:

@@ -84,8 +84,8 @@ class Recipe:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Training arguments (transformers' names) that differ from ``offramp.training.arguments``'s defaults."""
     exit_epochs: float = 0.0
-    """Epochs that its exits learn alone afterwards, on the frozen encoder, unless a training says otherwise. Of
-    ``offramp train``, and of no paper: the comparison does without."""
+    """Epochs that its exits learn alone afterwards, on the frozen encoder, unless a training says otherwise; of many
+    rows fewer. Of ``offramp train``, and of no paper: the comparison does without."""
 
     def criterion(self, problem_type: ProblemType) -> Criterion:
         """The criterion for a problem type.

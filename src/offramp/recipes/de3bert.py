@@ -61,6 +61,9 @@ public text gives them. Which choice is whose:
 | checkpoint | the same author's code | lowest mean dev loss over exits | `--metric_for_best_model` |
 | last exit | ours | the model's own head | `--last_exit` model, head |
 
+Afterwards exits and prototypes learn 20 epochs more (of many rows fewer), alone, on the frozen encoder
+(`--exit-epochs`; docs/training.md says why). No paper does that, and the comparison does without.
+
 Prototypes move once per optimiser step by the class sums and counts of all its rows: k micro-batches or k processes
 give what one batch gives.
 """
@@ -76,4 +79,5 @@ recipe = Recipe(
     head=part("prototypical", network="linear", width=128, distance="euclidean", rate=0.1),
     training=(Phase(part("distance_aware", form="ratio", alpha=0.1, by="equal")),),
     criteria={"single_label_classification": EDR(lam=1.0)},
+    exit_epochs=20,
 )

@@ -29,7 +29,7 @@ from offramp.model.exits import ExitSettings
 from offramp.model.modeling import SECTION, add_exits, load_finetuned, load_unfinished, parameters_of
 from offramp.recipes import Phase, Recipe, load_recipe, part
 from offramp.run import Run, check_replaceable
-from offramp.tasks import Task, make_task
+from offramp.tasks import Task, make_task, unrelated
 from offramp.training.arguments import FROZEN, TOKENS, ExitTrainingArguments
 from offramp.training.data import Examples, TrainingData, load_known
 from offramp.training.lock import only_training
@@ -245,8 +245,8 @@ def _answers_of(
 def _check_labels(data: TrainingData, answers: Answers, *, refuse: bool) -> None:
     """Refuse labels that have little to do with the model's answers: a class's number may mean another class.
 
-    Exits would learn them, and a point chosen by them would answer unlike the model. The yardstick is to answer always
-    the commonest label. Numbers and sets of labels have no such, and are not held to one.
+    Exits would learn them, and a point chosen by them would answer unlike the model. Numbers and sets of labels have no
+    such plain measure, and are not held to one.
 
     Args:
         data: with labels.
@@ -254,23 +254,24 @@ def _check_labels(data: TrainingData, answers: Answers, *, refuse: bool) -> None
         refuse: or else warn, as where dev has few rows and training rows clear the model: it is to learn the labels.
 
     Raises:
-        DataError: the model is right less often than that.
+        DataError: labels hardly mean the model's classes (``tasks.unrelated``).
     """
     if data.problem_type != "single_label_classification":
         return
-    part, labels = _against_labels(data.dev, answers(data.dev, "dev"))
-    if not _is_worse(part, labels):
+    said, labels = _against_labels(data.dev, answers(data.dev, "dev"))
+    if not unrelated(said, labels, len(data.id2label)):
         return
-    on_dev = 100 * float(part.mean())
+    on_dev = 100 * float((said == labels).mean())
     if refuse and len(labels) < ENOUGH:
         more, others = _against_labels(data.train, answers(data.train, "train"))
-        part, labels = np.concatenate([part, more]), np.concatenate([labels, others])
-    if refuse and _is_worse(part, labels):
+        said, labels = np.concatenate([said, more]), np.concatenate([labels, others])
+    if refuse and unrelated(said, labels, len(data.id2label)):
         counts = np.bincount(labels)
         raise DataError(
-            f"the full model is right on {100 * part.mean():.1f} % of {len(labels)} labelled rows, and to say always "
-            f"{data.id2label[int(counts.argmax())]!r} would be on {100 * counts.max() / len(labels):.1f} %, so labels "
-            "hardly mean its own classes: check the label column, or give --no-labels to learn from its answers"
+            f"the full model is right on {100 * (said == labels).mean():.1f} % of {len(labels)} labelled rows, and to "
+            f"say always {data.id2label[int(counts.argmax())]!r} would be on {100 * counts.max() / len(labels):.1f} %, "
+            "so labels hardly mean its own classes: check the label column, or give --no-labels to learn from its "
+            "answers"
         )
     logger.warning(
         "the full model answers %.1f %% of the dev texts as they are labelled, fewer than always the same answer "
@@ -278,15 +279,9 @@ def _check_labels(data: TrainingData, answers: Answers, *, refuse: bool) -> None
     )  # fmt: skip
 
 
-def _against_labels(examples: Examples, logits: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Of N rows: whether [N, C] logits give a row its label, and the labels."""
-    labels = np.asarray(examples.labels, dtype=np.int64)
-    return logits.argmax(axis=-1) == labels, labels
-
-
-def _is_worse(right: NDArray[np.bool_], labels: NDArray[np.int64]) -> bool:
-    """Right less often than always the commonest label is."""
-    return int(right.sum()) < int(np.bincount(labels).max())
+def _against_labels(examples: Examples, logits: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of N rows: the answers that [N, C] logits give, and the labels."""
+    return logits.argmax(axis=-1), np.asarray(examples.labels, dtype=np.int64)
 
 
 def _as_labels(task: Task, logits: NDArray[Any]) -> NDArray[Any]:

@@ -91,6 +91,10 @@ class Plan:
         return json.loads(json.dumps(kept, default=str))  # type: ignore[no-any-return]
 
 
+_EXIT_STEPS = 2000
+"""Most steps that exits learn alone where only the recipe wishes it: of many rows they have seen enough by then."""
+
+
 def train(plan: Plan) -> Run:
     """Train, choose a default operating point on dev, and write the run folder.
 
@@ -120,14 +124,23 @@ def _check_exit_epochs(recipe: Recipe, plan: Plan) -> None:
         raise KnobError(f"recipe {plan.recipe} ends with its {last} trained alone: leave --exit-epochs out")
 
 
-def _with_exits_alone(recipe: Recipe, plan: Plan, model: Any) -> Recipe:
+def _with_exits_alone(recipe: Recipe, plan: Plan, model: Any, rows: int, batch: int) -> Recipe:
     """The recipe with one more phase, in which the exits learn on the frozen encoder, where that is wished for.
+
+    Args:
+        recipe: what is trained before.
+        plan: whose wish it is; where it says nothing, the recipe's.
+        model: with exits.
+        rows: to learn from.
+        batch: rows of a step.
 
     Raises:
         KnobError: it was asked for, and there are no early exits.
     """
-    epochs = recipe.exit_epochs if plan.exit_epochs is None else plan.exit_epochs
-    if not epochs or (plan.exit_epochs is None and len(model.stages) == 1):
+    epochs = plan.exit_epochs
+    if epochs is None:
+        epochs = 0.0 if len(model.stages) == 1 else min(recipe.exit_epochs, _EXIT_STEPS * batch / rows)
+    if not epochs:
         return recipe
     last = recipe.training[-1]
     of_tokens = TOKENS if model.offramp.reads_tokens else {}
@@ -156,7 +169,8 @@ def _train(plan: Plan, recipe: Recipe, arguments: ExitTrainingArguments, work: P
     tokenizer, max_length = make_tokenizer(plan, work if main else None)
     before = trained_on(plan.model, AutoConfig.from_pretrained(plan.model))
     model = _model(plan, recipe, data)
-    recipe = _with_exits_alone(recipe, plan, model)
+    per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    recipe = _with_exits_alone(recipe, plan, model, len(data.train), per_step)
     return fit(Ready(plan, recipe, data, model, tokenizer, max_length, arguments, work, started, trained_on=before))
 
 
