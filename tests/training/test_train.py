@@ -734,12 +734,18 @@ def test_phases_follow_each_other(
     assert len(seen) == 5  # the first phase was not run again
 
 
-def test_exits_learn_alone_afterwards(make_plan: MakePlan, tmp_path: Path) -> None:
+def test_exits_learn_alone_afterwards(make_plan: MakePlan, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As the recipe says first; then heads and prototypes move, and the encoder and the last exit stay."""
     arguments = {"max_steps": 8, "num_train_epochs": "1", "head_learning_rate": 1e-3, "load_best_model_at_end": False}
     plan = make_plan(tmp_path / "usual", recipe="de3bert", arguments=arguments)
     usual = train(plan).folder
+    assert "phase" not in capsys.readouterr().out
     longer = train(replace(plan, out=tmp_path / "longer", exit_epochs=2.0)).folder
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("phase")]
+    assert told == [
+        "phase 1 of 2: the encoder and all exits learn",
+        "phase 2 of 2: only the exits learn; the encoder stands still",
+    ]
     before, after = weights(usual), weights(longer)
     for name, value in after.items():
         stays = not name.startswith("offramp.") or name.endswith(".seen")  # which classes have a prototype

@@ -31,12 +31,6 @@ KINDS: Mapping[ProblemType, str] = {
     "multi_label_classification": "several labels a text",
     "regression": "a number",
 }
-MOVES = {
-    "all": "the encoder and all exits learn",
-    "heads": "only the exits learn; the encoder stands still",
-    "backbone": "only the encoder and its own head learn",
-}
-"""``Phase.train`` in words."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +135,7 @@ def _training(recipe: Recipe) -> list[str]:
 def _phase(number: int, phase: Phase, recipe: Recipe) -> str:
     from offramp.objectives import make_objective
 
-    moves = MOVES.get(phase.train, f"only the exits' `{phase.train}` learns")
+    moves = phase.moves
     if recipe.exits == "last" or (recipe.members and phase.train == "all"):
         moves = "all models learn" if recipe.members else "the whole model learns"
     objective = make_objective(phase.objective.name, phase.objective.settings, num_exits=3)

@@ -44,6 +44,13 @@ def part(name: str, **settings: Any) -> Part:
     return Part(name, settings)
 
 
+_MOVES = {
+    "all": "the encoder and all exits learn",
+    "heads": "only the exits learn; the encoder stands still",
+    "backbone": "only the encoder and its own head learn",
+}
+
+
 @dataclass(frozen=True)
 class Phase:
     """One run of the optimiser."""
@@ -58,6 +65,11 @@ class Phase:
     """Settings that an objective is changed with (``--set objective.by=depth``) are not meant for this phase's."""
     firm: bool = False
     """Its arguments win over those given for the training as a whole."""
+
+    @property
+    def moves(self) -> str:
+        """What learns, in words."""
+        return _MOVES.get(self.train, f"only the exits' `{self.train}` learns")
 
 
 @dataclass(frozen=True)

@@ -214,7 +214,8 @@ def fit(ready: Ready) -> Run:
     history: list[dict[str, Any]] = []
     for number, phase in enumerate(recipe.training, start=1):
         model, log = _run_phase(
-            phase, number, model, phase_arguments(plan, work, recipe, phase), work, plan, task, told, tokenizer,
+            phase, number, model, phase_arguments(plan, work, recipe, phase), work, plan, task, told,
+            _heading(recipe, number), tokenizer,
             Rows(train_rows, data.train.labels), Rows(dev_rows, data.dev.labels),
         )  # fmt: skip
         history += log
@@ -246,6 +247,12 @@ def fit(ready: Ready) -> Run:
         write_measured(folder, model, tokenizer, dev_rows, data, recipe, plan.max_drop, chosen_on)
     shutil.rmtree(work, ignore_errors=True)
     return Run.open(plan.out)
+
+
+def _heading(recipe: Recipe, number: int) -> str:
+    """Which phase begins; of one alone, nothing."""
+    phases = recipe.training
+    return "" if len(phases) == 1 else f"phase {number} of {len(phases)}: {phases[number - 1].moves}"
 
 
 def phase_arguments(plan: Plan, work: Path, recipe: Recipe, phase: Phase) -> ExitTrainingArguments:
@@ -520,13 +527,14 @@ def _run_phase(
     plan: Plan,
     task: Task,
     told: str,
+    heading: str,
     tokenizer: Tokenizer,
     train_rows: Rows,
     dev_rows: Rows,
 ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
     """One run of the optimiser, or its result where an interrupted training had finished it.
 
-    ``told`` is what the task's metric is called in what people read.
+    ``told`` is what the task's metric is called in what people read, ``heading`` what stands above it.
     """
     folder = work / f"phase-{number}"
     if (finished := folder / "finished").is_dir():
@@ -562,7 +570,7 @@ def _run_phase(
         for callback in trainer.callback_handler.callbacks
         if not type(callback).__name__.endswith(("ProgressCallback", "PrinterCallback"))
     ]
-    trainer.add_callback(ExitProgress(task.main_metric, told))
+    trainer.add_callback(ExitProgress(task.main_metric, told, heading))
     trainer.train(resume_from_checkpoint=_last_checkpoint(folder) if plan.resume else None)
     model.requires_grad_(True)
     return model, [{"phase": number, **entry} for entry in trainer.state.log_history]

@@ -139,9 +139,10 @@ def _loss(task: Task, logits: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]
 class ExitProgress(ProgressCallback):  # type: ignore[misc]
     """Trainer's bar with time left, and one readable line per evaluation instead of a dictionary."""
 
-    def __init__(self, metric: str, told: str) -> None:
-        """``told``: what the metric is called in the lines."""
+    def __init__(self, metric: str, told: str, heading: str = "") -> None:
+        """``told``: what the metric is called in the lines; ``heading``: stands above them."""
         super().__init__()
+        self.heading = heading
         self.metric = metric
         self.told = told
         self.training_bar: tqdm[Any] | None = None
@@ -150,6 +151,8 @@ class ExitProgress(ProgressCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self.training_bar = progress_bar(state.max_steps)
+            if self.heading:
+                self.training_bar.write(self.heading)
         self.current_step = 0
 
     def on_prediction_step(
