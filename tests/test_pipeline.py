@@ -365,6 +365,16 @@ def test_what_was_measured_has_no_say(calibrated: Callable[..., Classifier]) -> 
         classifier.setting(max_risk=0.02, risk="error")
 
 
+def test_of_equal_promises_the_one_made_here_is_meant(calibrated: Callable[..., Classifier]) -> None:
+    promise = {"risk": 0.02, **PROMISE}
+    classifier = calibrated(
+        here={"knobs": {"threshold": 0.1}, "made": 1, "promise": promise},
+        there={"knobs": {"threshold": 0.2}, "made": 2, "promise": promise, "runtime": "onnx"},
+    )
+    assert classifier.setting(max_risk=0.02).knobs == {"threshold": 0.1}
+    assert served(classifier, name="onnx").setting(max_risk=0.02).knobs == {"threshold": 0.2}
+
+
 def test_points_that_were_listed_before_they_were_counted(calibrated: Callable[..., Classifier]) -> None:
     promise = {"risk": 0.02, **PROMISE}
     classifier = calibrated(

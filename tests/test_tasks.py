@@ -249,3 +249,8 @@ def test_labels_of_other_classes() -> None:
     assert (careful == rare).mean() < (rare == 0).mean()
     assert not unrelated(careful, rare, 2)
     assert not unrelated(labels[:0], labels[:0], 4)
+    coins = [unrelated(rng.integers(0, 2, 400), rng.integers(0, 2, 400), 2) for _ in range(200)]
+    assert np.mean(coins) > 0.95
+    one = np.zeros(400, dtype=np.int64)
+    assert not unrelated(np.where(np.arange(400) % 10 == 0, 1, 0), one, 2), "nine of ten are of the only class there is"
+    assert unrelated(1 - one, one, 2)

@@ -237,6 +237,13 @@ def test_safer_points(plain: Classifier) -> None:
     assert safer(by_name["unpromised"], plain.points) == []
     forced = [replace(one, promise={**(one.promise or {}), "forced": "on texts it knows"}) for one in plain.points]
     assert safer(by_name["reckless"], forced) == []
+    # What a point for a speed-up turned out to promise is not asked; nor is who happens to be faster, or is less sure.
+    own = point("own", 0.9, risk=0.5, speed=4.0)
+    slower = [point("b", 0.5, risk=0.1, speed=3.0), point("a", 0.6, risk=0.2, speed=2.0)]
+    luckiest = replace(point("c", 0.7, risk=0.15, speed=3.5), asked={"speedup": 3.5})
+    unsure = point("d", 0.7, risk=0.15, speed=3.5)
+    unsure = replace(unsure, promise={**(unsure.promise or {}), "confidence": 0.5})
+    assert [one.name for one in safer(own, [*slower, luckiest, unsure])] == ["a", "b"]
 
 
 def test_what_is_about_other_weights_is_nothing_to_fall_back_on(plain: Classifier, texts: list[str]) -> None:

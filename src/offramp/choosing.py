@@ -234,7 +234,11 @@ class Chooser:
             )
         # The default is listed first, whenever it was made; points without a number are listed as they were made.
         order = sorted(
-            ((promise["risk"], point.made, place) for place, (point, promise) in enumerate(kept)), reverse=True
+            (
+                (promise["risk"], not self._others(point), point.made, place)
+                for place, (point, promise) in enumerate(kept)
+            ),
+            reverse=True,
         )
         whys = [self.not_about_this(kept[place][0]) for *_, place in order]
         if all(whys):

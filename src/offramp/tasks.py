@@ -8,6 +8,7 @@ score is 0.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -399,12 +400,17 @@ _SLIGHT = 0.2
 def unrelated(answers: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], num_classes: int) -> bool:
     """Whether labels [N] hardly mean the classes that a model answers [N] with.
 
-    So it is where the model is right less often than always the commonest label would be, and hardly more often than
-    answers that have nothing to do with the labels. (With a rare class a good model may miss the first and not the
-    second.)
+    So it is where the model is not clearly (by two standard errors) right more often than always the commonest label
+    would be, and hardly more often than answers that have nothing to do with the labels. (With a rare class a good
+    model may miss the first and not the second.) Of one class alone there is no chance to compare with: there it is so
+    where the model is right on less than half.
     """
-    if not len(labels):
+    n = len(labels)
+    if not n:
         return False
-    given, said = (np.bincount(one, minlength=num_classes) / len(labels) for one in (labels, answers))
-    right, chance = float((answers == labels).mean()), float(given @ said)
-    return right < given.max() and right <= chance + _SLIGHT * (1 - chance)
+    given, said = (np.bincount(one, minlength=num_classes) / n for one in (labels, answers))
+    right, commonest, chance = float((answers == labels).mean()), float(given.max()), float(given @ said)
+    if commonest == 1:
+        return right < 0.5
+    clear = commonest + 2 * math.sqrt(commonest * (1 - commonest) / n)
+    return right < clear and right <= chance + _SLIGHT * (1 - chance)

@@ -139,11 +139,17 @@ def safer(point: OperatingPoint, points: Sequence[OperatingPoint]) -> list[Opera
         if one.promise is not None
         and _is_promised(one)
         and "max_risk" in one.asked
+        and _sure(one) >= _sure(point)
         and promise_kind(one.promise) == kind
         and one.promise["risk"] < risk
         and _speed(one) < speed
     ]
     return sorted(found, key=lambda one: float((one.promise or {})["risk"]), reverse=True)
+
+
+def _sure(point: OperatingPoint) -> float:
+    """The confidence of a promise; of an expected risk there is none."""
+    return float((point.promise or {}).get("confidence") or 0.0)
 
 
 def reference_of(point: OperatingPoint, folder: Path) -> Reference | None:
@@ -192,7 +198,8 @@ def _loss_and_limit(
         if monitor.max_risk is None:
             logger.warning(
                 "operating point %r promises something about %s, and there are no labels here: shadow runs tell "
-                "how often answers differ from the full model's, and raise no alarm; give max_risk for that",
+                "how often answers differ from the full model's, and raise no alarm; Monitor(max_risk=) sets a limit "
+                "for that",
                 point.name, "errors" if kind == "error" else kind,
             )  # fmt: skip
         kind, limit = "disagreement", None

@@ -590,8 +590,8 @@ def test_where_no_number_of_texts_helps() -> None:
         with pytest.raises(KnobError) as said:
             certify(whole, make("gate"), max_risk=0.1, **more)  # type: ignore[arg-type]
         assert str(said.value).endswith(
-            "; at such a rate no number of texts helps; allow more risk, try another criterion, or train the exits "
-            "further"
+            "; at such a rate no number of texts helps; allow more risk, try another criterion on other texts, or "
+            "train the exits further"
         )
         assert "give more texts" not in str(said.value)
 

@@ -286,3 +286,16 @@ def test_texts_that_have_their_ticket_are_not_promised_otherwise(on_drift: Any) 
     assert {ticket.rung for ticket in tickets} == {0}
     assert "from text 31 on operating point 'safe' is used" in event.message
     assert monitor.next().rung == 1
+
+
+def test_what_is_forgotten_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    monitor = Monitor()
+    monitor.bind([Rung("a")], limit=None)
+    monitor.bind([Rung("b")], limit=None)
+    assert not caplog.records  # nothing was seen yet
+    monitor.texts = 7
+    monitor.bind([Rung("b")], limit=None)
+    assert monitor.texts == 7
+    monitor.bind([Rung("c")], limit=None)
+    assert monitor.texts == 0
+    assert "saw of 7 texts is forgotten" in caplog.text

@@ -484,14 +484,14 @@ def test_labels_of_other_classes_are_refused(cli: Cli, run: Path) -> None:
     commonest = swap_labels(run)
     before = (run / "operating_points.json").read_bytes()
     for words, way in (
-        (("--max-risk", 0.1, "--risk", "error"), "--no-labels without that risk"),
-        (("--max-drop", 5), "--no-labels with --max-risk"),
-        (("--speedup", 1.5, "--risk", "error"), "--no-labels without that risk"),
+        (("--max-risk", 0.1, "--risk", "error"), "disagreement"),
+        (("--max-drop", 5), "--max-risk"),
+        (("--speedup", 1.5, "--risk", "error"), "disagreement"),
     ):
         assert calibrate(cli, run, *words).error == (
             "the full model answers 10.0 % of these texts as they are labelled, and always the commonest label would "
             f"{commonest:.1f} %: these seem to be labels of other classes; look at the label column (--label-column), "
-            f"or give {way}, which needs none, or --force"
+            f"promise {way}, which needs none (--no-labels), or give --force"
         )
     assert (run / "operating_points.json").read_bytes() == before
     # Nothing that is promised depends on them: a warning, and none where they are left alone.

@@ -403,7 +403,7 @@ def _nothing(
     )  # fmt: skip
     sure = "in expectation" if expected else f"at {100 * confidence:g} %"
     lost = f"the first step that saves layers lost {percent(rate)} on the {_texts(n_tuning)} that tune"
-    hope = "allow more risk, give more texts, or try another criterion"
+    hope = "allow more risk, give more texts, or try another criterion on other texts"
     # What would have done by these can still fail on the others, and then it is they who say so.
     if possible <= max_risk:
         lost += ", but too much on those that prove"
@@ -412,13 +412,14 @@ def _nothing(
         needed = _texts_for(rate, n, max_risk, confidence, risk, expected)
         if needed is None:
             hope = (
-                "at such a rate no number of texts helps; allow more risk, try another criterion, or train the exits "
-                "further"
+                "at such a rate no number of texts helps; allow more risk, try another criterion on other texts, or "
+                "train the exits further"
             )
         else:
             hope = (
                 f"at that rate it takes about {needed:,} texts that prove, so give about "
-                f"{math.ceil(needed * (n + n_tuning) / n):,} in all, allow more risk, or try another criterion"
+                f"{math.ceil(needed * (n + n_tuning) / n):,} in all, allow more risk, or try another criterion on "
+                "other texts"
             )
     return (
         f"nothing faster than full depth can be promised {sure} on {_texts(n)} for a risk ({risk.name}) of "

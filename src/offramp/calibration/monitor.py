@@ -11,6 +11,7 @@ Nothing here knows of models, criteria or engines: ``offramp.load(run, monitor=M
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -24,13 +25,15 @@ from offramp.errors import KnobError
 
 __all__ = ["FULL_DEPTH", "Event", "Monitor", "Rung", "Ticket"]
 
+logger = logging.getLogger(__name__)
+
 FULL_DEPTH = "full depth"
 """What stands below all operating points."""
 
 
 @dataclass(frozen=True)
 class Rung:
-    """An operating point among those that a monitor may use: the fastest stands first, full depth is below all."""
+    """An operating point among those that a monitor may use: the first is used first, full depth is below all."""
 
     name: str
     reference: Reference | None = None
@@ -151,7 +154,7 @@ class Monitor:
         pickled goes on in a server that is started anew. Otherwise it is forgotten.
 
         Args:
-            rungs: from the fastest to the safest.
+            rungs: from the one used first to the safest.
             limit: the risk that the first promises; None: it promises nothing. ``max_risk`` goes before it.
         """
         before, old_limit = self.rungs, self.limit
@@ -159,6 +162,10 @@ class Monitor:
         self.limit = limit if self.max_risk is None else self.max_risk
         same = len(before) == len(self.rungs) and all(map(Rung.is_like, before, self.rungs))
         if not same or self.limit != old_limit:
+            if before and self.texts:
+                logger.warning(
+                    "what the monitor saw of %d texts is forgotten: it was about other operating points", self.texts
+                )
             self.reset()
 
     def reset(self) -> None:

@@ -163,6 +163,7 @@ def _check_wishes(
 ) -> None:
     """Raise KnobError or UnsupportedError for what no data could bring."""
     from offramp.calibration.losses import check_risk
+    from offramp.calibration.promise import CONFIDENCE
     from offramp.calibration.risk import check_promise
 
     max_risk, speedup, max_drop = (wishes[wish] for wish in ("max_risk", "speedup", "max_drop"))
@@ -170,6 +171,8 @@ def _check_wishes(
         raise KnobError("give exactly one of --max-risk, --speedup and --max-drop")
     if expected and max_risk is None:
         raise KnobError("--expected is about a risk that is asked for: give --max-risk with it")
+    if expected and confidence != CONFIDENCE:
+        raise KnobError("an expected risk is promised without a confidence: give --expected or --confidence")
     check_promise(0.5 if max_risk is None else max_risk, confidence)
     if speedup is not None and not 1 <= speedup < math.inf:
         raise KnobError(f"a layer speed-up is 1 or more, not {speedup:g}")
@@ -227,10 +230,10 @@ def _check_labels(trace: Trace, loss: Any, *, max_drop: float | None, force: boo
         return ""
     if force:
         return "with labels that the model's answers do not fit"
-    way = "--no-labels without that risk" if max_drop is None else "--no-labels with --max-risk"
+    way = "disagreement, which needs none" if max_drop is None else "--max-risk, which needs none"
     raise DataError(
-        f"{seen}: these seem to be labels of other classes; look at the label column (--label-column), or give {way}, "
-        "which needs none, or --force"
+        f"{seen}: these seem to be labels of other classes; look at the label column (--label-column), promise {way} "
+        "(--no-labels), or give --force"
     )
 
 

@@ -63,7 +63,9 @@ Speedup = Annotated[
 ]
 MaxRisk = Annotated[
     float | None,
-    typer.Option(metavar="X", help="Risk promised at most, such as 0.01: the fastest calibrated point that keeps it."),
+    typer.Option(
+        metavar="X", help="Risk promised at most, such as 0.01: the point calibrated for so much, or for the next less."
+    ),
 ]
 Confidence = Annotated[
     float, typer.Option(metavar="X", help="That the promise of --max-risk has at least.", show_default=True)

@@ -283,20 +283,21 @@ def load_examples(
 
 
 def row_hashes(texts: Sequence[Text]) -> npt.NDArray[np.uint64]:
-    """[N] digests by which a text is known again, though it be spaced or composed otherwise.
+    """[N] digests by which a text is known again, though it be spaced, composed or capitalised otherwise.
 
-    8 bytes of BLAKE2b of its UTF-8, in Unicode's NFC with one space for each run of whitespace and none at the ends;
-    pairs, each half so, are joined with U+001F.
+    8 bytes of BLAKE2b of its UTF-8: in Unicode's NFC, case folded, without format characters (such as a space of no
+    width), one space for each run of whitespace and none at the ends; pairs, each half so, are joined with U+001F.
     """
-    # Runs of an earlier offramp hold hashes of texts as they stood. A text that is normal already, as nearly all are,
-    # hashes as it did then, so these folders keep working; only what is not normal is no longer found in them.
+    # Runs of an earlier offramp hold hashes of texts as they stood: there only what is normal already is found.
     joined = (_normal(text) if isinstance(text, str) else "\x1f".join(map(_normal, text)) for text in texts)
     digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in joined)
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
 
 def _normal(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    if not text.isascii():
+        text = "".join(c for c in unicodedata.normalize("NFC", text) if unicodedata.category(c) != "Cf")
+    return " ".join(text.casefold().split())
 
 
 # Where rows come from
