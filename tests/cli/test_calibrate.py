@@ -380,6 +380,8 @@ def test_rows_that_chose_the_checkpoint(cli: Cli, run: Path, toy_data: Callable[
         (("--max-drop", -1), "a drop is 0 points or more"),
         (("--max-drop", 1, "--no-labels"), "--no-labels and --max-drop contradict each other"),
         (("--max-risk", 0.1, "--risk", "error", "--no-labels"), "--no-labels and --risk error contradict each other"),
+        (("--max-risk", 0.1, "--metric", "f1", "--no-labels"), "--no-labels and --metric contradict each other"),
+        (("--max-risk", 0.1, "--expected", "--confidence", 0.99), "an expected risk is promised without a confidence"),
         (("--max-risk", 0.1, "--label-column", "x", "--no-labels"), "--no-labels and --label_column contradict"),
     ],
 )

@@ -114,8 +114,12 @@ def calibrate(
     if (data is None) == (trace is None):
         raise KnobError("give --data to record and calibrate on, or --trace for one that is recorded")
     need_labels = max_drop is not None or risk == "error"
-    if not labels and (need_labels or label_column is not None):
-        other = "--label_column" if label_column is not None else "--max-drop" if risk != "error" else "--risk error"
+    reading = {
+        "--label_column": label_column is not None, "--metric": metric is not None, "--risk error": risk == "error",
+        "--max-drop": max_drop is not None,
+    }  # fmt: skip
+    if not labels and any(reading.values()):
+        other = next(name for name, given in reading.items() if given)
         raise KnobError(f"--no-labels and {other} contradict each other: give one")
     opened = Run.open(run)
     _check_wishes(wishes, confidence=confidence, expected=expected, risk=risk, problem_type=opened.problem_type)
