@@ -218,8 +218,11 @@ def edge_risks(whole: Trace, risk: Any = "disagreement", **more: Any) -> list[tu
 REAL_ACCEPTED, REAL_P_VALUES, REAL_BOUND = module.accepted, module.p_values, module.upper_bound
 
 
-@pytest.mark.parametrize("times", [1, 2, 3])
-@pytest.mark.parametrize("risk", ["disagreement", "error", told_bools], ids=["disagreement", "error", "bools"])
+# Once the test is seen to have power for one risk and one wish, the others' is seen by the long tests.
+@pytest.mark.parametrize(("risk", "times"), [
+    *(("disagreement", times) for times in (1, 2, 3)), ("error", 1), (told_bools, 1),
+    *(pytest.param(risk, times, marks=pytest.mark.long) for risk in ("error", told_bools) for times in (2, 3)),
+])  # fmt: skip
 def test_an_exact_test_is_at_its_delta(times: int, risk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two and three times delta, as if a side or a candidate too many were counted: those must fail."""
     monkeypatch.setattr(module, "accepted", lambda p, delta: REAL_ACCEPTED(p, times * delta))
@@ -316,8 +319,10 @@ def test_conformal_risk_control_needs_monotone_losses(broken: bool, monkeypatch:
     assert (expected_risks(whole, 0.67, rows=FEWEST, tuning_share=0.95) > 2) is broken
 
 
-@pytest.mark.parametrize("times", [1, 2])
-@pytest.mark.parametrize("wish", [{"speedup": 2.0}, {"max_drop": 50.0}])
+@pytest.mark.parametrize(("wish", "times"), [
+    ({"speedup": 2.0}, 1), ({"speedup": 2.0}, 2), ({"max_drop": 50.0}, 1),
+    pytest.param({"max_drop": 50.0}, 2, marks=pytest.mark.long),
+])  # fmt: skip
 def test_the_bound_on_one_point_is_at_its_delta(
     wish: dict[str, float], times: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
