@@ -122,6 +122,7 @@ SHARED = ("chosen-exits", "multi-label", "regression")
 LONG = {
     *(f"{name}-{kind}" for name in ("onnx", "openvino") for kind in SHARED),
     "openvino-deberta-v2",
+    "openvino-int8-mean",
     "openvino-int8-mpnet",
 }
 
