@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
@@ -12,7 +12,6 @@ from typing import Unpack, cast, overload
 
 from offramp.calibration.monitor import Monitor
 from offramp.calibration.points import OperatingPoint, read_points
-from offramp.calibration.promise import CONFIDENCE
 from offramp.choosing import Chooser, Setting, Wishes
 from offramp.engine.costs import measure_cost
 from offramp.engine.engine import Engine
@@ -109,19 +108,7 @@ class Classifier:
     ) -> Prediction: ...
     @overload
     def __call__(self, texts: Iterable[Text], **wishes: Unpack[Wishes]) -> list[Prediction]: ...
-    def __call__(
-        self,
-        texts: Text | Iterable[Text],
-        *,
-        threshold: float | None = None,
-        speedup: float | None = None,
-        max_layers: int | None = None,
-        full_depth: bool = False,
-        knobs: Mapping[str, float] | None = None,
-        max_risk: float | None = None,
-        risk: str | None = None,
-        confidence: float = CONFIDENCE,
-    ) -> Prediction | list[Prediction]:
+    def __call__(self, texts: Text | Iterable[Text], **wishes: Unpack[Wishes]) -> Prediction | list[Prediction]:
         """Classify texts. Without options, at the default operating point.
 
         Args:
@@ -148,10 +135,7 @@ class Classifier:
             DataError: a text is not a string or a pair of strings.
             KnobError: options that contradict each other or the criterion, or that nothing was calibrated for.
         """
-        setting = self.setting(
-            threshold=threshold, speedup=speedup, max_layers=max_layers, full_depth=full_depth, knobs=knobs,
-            max_risk=max_risk, risk=risk, confidence=confidence,
-        )  # fmt: skip
+        setting = self.setting(**wishes)
         if not isinstance(texts, Iterable):
             raise DataError(f"give a text or a list of texts, not {type(texts).__name__}")
         if isinstance(texts, str | tuple):

@@ -137,7 +137,7 @@ def safer(point: OperatingPoint, points: Sequence[OperatingPoint]) -> list[Opera
         one
         for one in points
         if one.promise is not None
-        and _is_promised(one)
+        and not one.forced
         and "max_risk" in one.asked
         and _sure(one) >= _sure(point)
         and promise_kind(one.promise) == kind
@@ -174,7 +174,7 @@ def reference_of(point: OperatingPoint, folder: Path) -> Reference | None:
 
 
 def _is_promised(point: OperatingPoint) -> bool:
-    return point.promise is not None and "forced" not in point.promise
+    return point.promise is not None and not point.forced
 
 
 def _speed(point: OperatingPoint) -> float:
