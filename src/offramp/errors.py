@@ -7,6 +7,7 @@ OfframpError                 anything a user can mend; the command line prints i
 ├── UnsupportedError         a model family, task or method that does not do what was asked
 ├── MissingExtraError        an optional dependency that is not installed
 └── TrainingError            training that cannot go on (a loss that is not a number)
+    └── InUseError           another training writes to the same folder
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from types import ModuleType
 
 __all__ = [
     "DataError",
+    "InUseError",
     "KnobError",
     "MissingExtraError",
     "OfframpError",
@@ -52,6 +54,10 @@ class MissingExtraError(OfframpError, ImportError):
 
 class TrainingError(OfframpError):
     """Training that cannot go on, such as a loss that is not a number."""
+
+
+class InUseError(TrainingError):
+    """Another training writes to the same folder."""
 
 
 def require(module: str, *, extra: str) -> ModuleType:

@@ -13,6 +13,7 @@ from offramp.bench.suite import Cell, Suite, load_suite, select
 from offramp.bench.suite_results import Results
 from offramp.bench.suite_run import Places, run_suite
 from offramp.errors import DataError, KnobError
+from offramp.training.lock import only_training
 
 TOML = """
 encoder = "tiny"
@@ -317,6 +318,20 @@ def test_checkpoints_of_other_data_are_not_gone_on_with(
     moved = Places(data=tmp_path / "moved", model=places.model, work=places.work, results=places.results)
     assert ("toy", "plain", 0) in done(run_suite(suite, moved, tasks=["toy"], recipes=["plain"], say=quiet))
     assert "from its beginning" in caplog.text
+
+
+def test_a_cell_that_another_process_trains_is_left_to_it(suite: Suite, places: Places) -> None:
+    begun: list[Path] = []
+    key = suite.key(Cell("toy", "plain", 0))
+    lines: list[str] = []
+    with only_training(places.work / f"toy-{key}"):
+        cells = run_suite(
+            suite, places, tasks=["toy"], recipes=["plain"], train=lambda plan: begun.append(plan.out), say=lines.append
+        )
+    assert key not in " ".join(path.name for path in begun)
+    assert "toy / plain / seed 0: left out, another process trains it" in lines
+    assert next(cell for cell in cells if cell["seed"] == 0)["reason"] == "not run yet"
+    assert Results(places.results).failure("toy", key) is None
 
 
 def _begins(plan: Any) -> None:

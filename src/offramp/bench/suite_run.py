@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from offramp.bench.provenance import provenance, write_result
 from offramp.bench.suite import Cell, Suite, SuiteTask, select
 from offramp.bench.suite_results import Results
-from offramp.errors import KnobError, OfframpError, RunError
+from offramp.errors import InUseError, KnobError, OfframpError, RunError
 from offramp.inputs.files import SUFFIXES
 from offramp.run import Run
 from offramp.traces.curves import full_depth, static_exits
@@ -185,9 +185,15 @@ class _Runner:
 
     def run(self, cell: Cell, key: str) -> None:
         """Train a cell where it is not trained, and keep its trace. What goes wrong is kept as its reason."""
+        from offramp.training.lock import only_training
+
         self.say(f"{_name(cell)}: training")
         try:
-            record = self._record(cell, key, *self._trained(cell, key))
+            with only_training(self.folder(cell, key)):
+                record = self._record(cell, key, *self._trained(cell, key))
+        except InUseError:
+            self.say(f"{_name(cell)}: left out, another process trains it")
+            return
         except Exception as error:  # one broken recipe must not end a night's work
             known = isinstance(error, OfframpError)
             logger.warning("%s failed: %s", _name(cell), error, exc_info=not known)

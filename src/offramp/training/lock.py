@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from offramp.errors import TrainingError
+from offramp.errors import InUseError
 
 __all__ = ["only_training", "what_to_go_on_from"]
 
@@ -24,7 +24,7 @@ def only_training(work: Path) -> Iterator[None]:
     The file that a killed process leaves holds nobody up: the lock was the process's own, and went with it.
 
     Raises:
-        TrainingError: another training holds it.
+        InUseError: another training holds it.
         OSError: nothing can be written there.
     """
     path = work.with_name(f"{work.name}.lock")
@@ -33,9 +33,7 @@ def only_training(work: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise TrainingError(
-            f"another training writes to {work}: wait until it has ended, or give another --out"
-        ) from None
+        raise InUseError(f"another training writes to {work}: wait until it has ended, or give another --out") from None
     try:
         yield
     finally:
