@@ -30,7 +30,7 @@ from offramp.traces.trace import Trace
 
 MakeTrace = Callable[..., Trace]
 
-DRAWS, ROWS, DELTA = 300, 400, 0.1
+DRAWS, ROWS, DELTA = 200, 400, 0.1
 MOST = DELTA + 2 * math.sqrt(DELTA * (1 - DELTA) / DRAWS)
 RISK = 0.05
 

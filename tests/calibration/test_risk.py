@@ -151,10 +151,14 @@ def test_the_bound_on_one_point_covers(n: int, risk: float, binary: bool) -> Non
     assert chances[below].sum() <= 0.1 + 1e-12
 
 
-def test_the_exact_bound_is_clopper_and_pearsons() -> None:
-    for losses, n in ((0, 50), (3, 120), (50, 50)):
-        expected = 1.0 if losses == n else stats.beta.ppf(0.95, losses + 1, n - losses)
-        assert upper_bound(losses, n, 0.95, binary=True) == pytest.approx(expected)
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
+def test_the_bound_on_one_point_is_where_the_test_begins_to_pass(confidence: float, binary: bool) -> None:
+    for losses, n in ((0.0, 1), (0.0, 50), (3.0, 120), (119.0, 120), (1500.0, 3000)):
+        bound = upper_bound(losses, n, confidence, binary=binary)
+        p = p_values(np.array([losses]), n, bound, binary=binary)[0]
+        assert p == pytest.approx(1 - confidence, rel=1e-6)
+    assert upper_bound(50.0, 50, confidence, binary=binary) == 1.0
 
 
 @pytest.mark.parametrize("risk", [0.0, -0.1, 1.1, float("nan"), float("inf")])

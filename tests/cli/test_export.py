@@ -63,6 +63,11 @@ def test_openvino(cli: Cli, copy: Path, toy_data: Callable[..., str]) -> None:
     assert done.status == 0, done.err
     assert done.out.splitlines()[-1] == f"Wrote {copy / 'openvino' / 'float32'}"
     assert ("In bfloat16 (--dtype bfloat16) a logit differs from torch by" in done.out) == has_bfloat16()
+
+
+@pytest.mark.long  # the export itself is seen in tests/runtimes
+def test_openvino_int8(cli: Cli, copy: Path, toy_data: Callable[..., str]) -> None:
+    shutil.rmtree(copy / "onnx")
     more = ("--runtime", "openvino", "--int8", "--exits", "2", "--data", write_few(copy, toy_data), "--json")
     said = cli("export", copy, *more, "--threads", 1).json
     assert (said["folder"], said["stages"]) == (str(copy / "openvino" / "int8"), [2, 3])

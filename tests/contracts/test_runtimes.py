@@ -121,6 +121,7 @@ SHARED = ("chosen-exits", "multi-label", "regression")
 """What exported runtimes share with torch's: looked at there every time, and in them when there is time."""
 LONG = {
     *(f"{name}-{kind}" for name in ("onnx", "openvino") for kind in SHARED),
+    "openvino-modernbert",
     "openvino-deberta-v2",
     "openvino-int8-mean",
     "openvino-int8-mpnet",

@@ -127,7 +127,10 @@ def test_every_kind_of_task(
     assert np.array_equal(hashes, row_hashes(load_data(data).train.texts))
 
 
-@pytest.mark.parametrize("recipe", ["de3bert", "deebert", "fastbert", "shallow_deep"])
+@pytest.mark.parametrize(
+    "recipe",
+    ["de3bert", *(pytest.param(name, marks=pytest.mark.long) for name in ("deebert", "fastbert", "shallow_deep"))],
+)
 @pytest.mark.parametrize("labelled", [True, False])
 def test_every_recipe_learns(
     finetuned: Any, toy_data: Callable[[str], str], tmp_path: Path, recipe: str, labelled: bool

@@ -147,14 +147,16 @@ def upper_bound(losses: float, n: int, confidence: float, *, binary: bool) -> fl
 
     With losses of 0 or 1 this is Clopper and Pearson's bound.
     """
-    low, high = losses / n, 1.0
-    for _ in range(60):  # p-values fall as the risk grows
-        middle = (low + high) / 2
-        if float(p_values(np.array([losses]), n, middle, binary=binary)[0]) <= 1 - confidence:
-            high = middle
-        else:
-            low = middle
-    return high
+    delta = 1 - confidence
+    if losses >= n:
+        return 1.0
+    if binary:
+        return float(_scipy().beta.ppf(confidence, round(losses) + 1, n - round(losses)))
+
+    def excess(risk: float) -> float:  # falls as the risk grows
+        return float(p_values(np.array([losses]), n, risk, binary=False)[0]) - delta
+
+    return float(require("scipy.optimize", extra="calibrate").brentq(excess, losses / n, 1.0, xtol=1e-15))
 
 
 def _divergence(a: Floats, b: float) -> Floats:
