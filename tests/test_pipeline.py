@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,16 @@ def test_one_text_and_several(classifier: Classifier) -> None:
     assert classifier([]) == []
     assert len(classifier(text for text in ("a", "b"))) == 2
     assert len(classifier(np.array(["a", "b", "c"]))) == 3
+
+
+def test_a_text_by_itself_and_among_others(classifier: Classifier, texts: Callable[[str], list[str]]) -> None:
+    some = [*texts(KINDS[0])[:12], LONG]
+    for wishes in ({}, {"full_depth": True}, {"max_layers": 1}, {"threshold": 0.3}, {}):
+        together = classifier(some, **wishes)
+        for text, expected in zip(some, together, strict=True):
+            alone = classifier(text, **wishes)
+            assert replace(alone, score=None) == replace(expected, score=None)
+            assert alone.score == pytest.approx(expected.score, abs=1e-5)
 
 
 def test_pairs(classifier: Classifier) -> None:

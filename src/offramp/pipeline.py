@@ -13,6 +13,7 @@ from typing import Unpack, cast, overload
 from offramp.calibration.monitor import Monitor
 from offramp.calibration.points import OperatingPoint, read_points
 from offramp.choosing import Chooser, Setting, Wishes
+from offramp.engine.alone import Alone
 from offramp.engine.costs import measure_cost
 from offramp.engine.engine import Engine
 from offramp.engine.units import Finished, Unit
@@ -100,6 +101,7 @@ class Classifier:
         self.columns = _columns(run)
         self.monitor = monitor
         self._watch: Watch | None = None
+        self._alone: tuple[Setting, Alone] | None = None
         self._chooser = Chooser(run, read_points(run.folder), runtime.info, batch_size)
 
     @overload
@@ -139,8 +141,7 @@ class Classifier:
         if not isinstance(texts, Iterable):
             raise DataError(f"give a text or a list of texts, not {type(texts).__name__}")
         if isinstance(texts, str | tuple):
-            [prediction] = self.stream([cast("Text", texts)], setting)
-            return prediction
+            return self._one(cast("Text", texts), setting)
         return list(self.stream(texts, setting))
 
     def setting(self, **wishes: Unpack[Wishes]) -> Setting:
@@ -187,7 +188,7 @@ class Classifier:
                     number += 1
 
         if self.monitor is None:
-            done = self.engine(setting).run_in_order(units(), setting.knobs, chunk=chunk)
+            done = self.answers(units(), setting, chunk=chunk)
             answers: Iterator[tuple[int, Prediction]] = ((finished.id, self.read(finished)) for finished in done)
         else:
             watch = self.watch(self.monitor, setting)
@@ -199,6 +200,27 @@ class Classifier:
         for text, prediction in answers:
             yield replace(prediction, truncated=True) if truncated.pop(text) else prediction
         self._say_what_was_cut(cut, number)
+
+    def _one(self, text: Text, setting: Setting) -> Prediction:
+        """A text that comes by itself."""
+        if self.monitor is not None:
+            [prediction] = self.stream([text], setting)
+            return prediction
+        [encoded] = self._encode([text])
+        self._say_what_was_cut(int(encoded.truncated), 1)
+        return self.read(self.alone(setting).answer(Unit(0, encoded)), truncated=encoded.truncated)
+
+    def answers(self, units: Iterable[Unit], setting: Setting, *, chunk: int = 1024) -> Iterator[Finished]:
+        """Answer encoded texts, in their order.
+
+        Args:
+            units: with ids that differ among those on their way.
+            setting: for all of them.
+            chunk: units among which texts of like length are found.
+        """
+        if self.batch_size == self.lanes == 1:
+            return map(self.alone(setting).answer, units)
+        return self.engine(setting).run_in_order(units, setting.knobs, chunk=chunk)
 
     def watch(self, monitor: Monitor, setting: Setting) -> Watch:
         """The monitor, bound to the setting's operating point: what it has seen so far stays.
@@ -222,6 +244,14 @@ class Classifier:
                 "run again, with a monitor of its own"
             )
         return self._watch
+
+    def alone(self, setting: Setting) -> Alone:
+        """What answers texts that come one at a time."""
+        last = self._alone
+        if last is None or last[0] is not setting:
+            made = Alone(self.runtime, setting.criterion, setting.knobs, pad_token=self.tokenizer.pad_token)
+            self._alone = last = (setting, made)
+        return last[1]
 
     def engine(self, setting: Setting, *, max_rows: int | None = None) -> Engine:
         """A fresh engine for one setting; ``max_rows`` None: batches of ``batch_size``."""

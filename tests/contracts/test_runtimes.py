@@ -19,6 +19,7 @@ from offramp.criteria.depth import Depth
 from offramp.criteria.distance import EDR, DistanceRatio
 from offramp.criteria.entropy import Entropy
 from offramp.criteria.patience import Patience, PatienceDelta
+from offramp.engine.alone import Alone
 from offramp.engine.engine import Engine
 from offramp.engine.record import record
 from offramp.engine.reference import reference
@@ -441,6 +442,18 @@ def test_the_engine_equals_the_reference_at_any_batch_size(case, runtime, texts,
         assert engine.counts.rows.tolist() == counting.rows[first].tolist()
         assert engine.counts.tokens.tolist() == counting.tokens[first].tolist()
         assert engine.counts.padded_tokens.tolist() == counting.positions[first].tolist()
+
+
+def test_texts_that_come_one_at_a_time_are_answered_as_by_the_reference(case, runtime, texts, expected):
+    for criterion, knobs, exits, answers in expected[::2] if len(expected) > 3 else expected:
+        counting = Counting(runtime)
+        alone = Alone(counting, criterion, knobs, pad_token=0)
+        found = [alone.answer(Unit(i, text)) for i, text in enumerate(texts)]
+        assert [f.id for f in found] == list(range(len(texts)))
+        assert [f.exit_layer for f in found] == [f.layers_executed for f in found] == exits.tolist()
+        np.testing.assert_allclose(np.stack([f.answer for f in found]), answers, atol=case.atol, rtol=0)
+        for layer in range(runtime.info.num_layers):
+            assert counting.rows[layer] == (exits > layer).sum()
 
 
 @pytest.mark.skipif(cores() < 2, reason="needs two cores")

@@ -16,6 +16,7 @@ from offramp.criteria.confidence import Confidence
 from offramp.criteria.depth import Depth
 from offramp.criteria.entropy import Entropy
 from offramp.criteria.patience import Patience
+from offramp.engine.alone import Alone
 from offramp.engine.engine import Engine
 from offramp.engine.reference import reference
 from offramp.engine.units import Unit
@@ -71,6 +72,16 @@ def test_one_call_a_text(threshold: float) -> None:
     assert engine.counts.tokens[0] == lengths.sum()
 
 
+@given(st.floats(0, 1))
+def test_one_call_for_a_text_that_comes_by_itself(threshold: float) -> None:
+    runtime = Single()
+    alone = Alone(runtime, Entropy(), {"threshold": threshold}, pad_token=0)
+    found = [alone.answer(unit) for unit in UNITS]
+    assert [(f.id, f.exit_layer, f.answer.tobytes()) for f in found] == expected(Entropy(), {"threshold": threshold})
+    assert [f.exit_index for f in found] == runtime.calls
+    assert [f.layers_executed for f in found] == [f.exit_layer for f in found]
+
+
 def test_batches_go_stage_by_stage_and_a_text_that_is_left_over_does_not() -> None:
     runtime = Single()
     knobs = {"threshold": 0.4}
@@ -95,6 +106,8 @@ def test_other_criteria_and_caps_go_stage_by_stage(criterion: Criterion, knobs: 
     runtime = Single()
     engine = Engine(runtime, criterion, pad_token=0, max_rows=1)
     assert answers(engine, knobs) == expected(criterion, knobs)
+    alone = Alone(runtime, criterion, knobs, pad_token=0)
+    assert [alone.answer(unit).exit_layer for unit in UNITS] == [layer for _, layer, _ in expected(criterion, knobs)]
     assert runtime.calls == []
 
 

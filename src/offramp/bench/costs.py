@@ -49,10 +49,11 @@ def measure_costs(
 
 
 def _seconds(classifier: Classifier, setting: Setting, texts: Sequence[Encoded], max_rows: int) -> float:
-    engine = classifier.engine(setting, max_rows=max_rows)
     units = [Unit(number, text) for number, text in enumerate(texts)]
-    groups = [units] if max_rows > 1 else [[unit] for unit in units]
     start = time.perf_counter()
-    for group in groups:
-        list(engine.run_in_order(group, setting.knobs))
+    if max_rows > 1:
+        list(classifier.engine(setting, max_rows=max_rows).run_in_order(units, setting.knobs))
+    else:
+        for unit in units:
+            classifier.alone(setting).answer(unit)
     return time.perf_counter() - start

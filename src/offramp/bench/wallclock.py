@@ -36,7 +36,7 @@ class Timing:
 def run_encoded(classifier: Classifier, encoded: Sequence[Encoded], setting: Setting) -> list[Finished]:
     """Answer encoded texts, in their order; tokenisation is not part of it."""
     units = (Unit(number, item) for number, item in enumerate(encoded))
-    return list(classifier.engine(setting).run_in_order(units, setting.knobs, chunk=4096))
+    return list(classifier.answers(units, setting, chunk=4096))
 
 
 def time_settings(

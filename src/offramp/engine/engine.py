@@ -22,10 +22,11 @@ import numpy as np
 import numpy.typing as npt
 from array_api_compat import array_namespace, device
 
-from offramp.criteria.base import Criterion, Scored, score_name
+from offramp.criteria.base import Criterion
+from offramp.engine.alone import answers_in_one_call
 from offramp.engine.lanes import Lanes
 from offramp.engine.scheduler import Scheduler
-from offramp.engine.units import Finished, KnobsFor, Unit, check_fits, decide, resolve_knobs, to_host
+from offramp.engine.units import Finished, KnobsFor, Unit, check_fits, check_tokens, decide, resolve_knobs, to_host
 from offramp.errors import DataError, KnobError, OfframpError
 from offramp.inputs.batching import pad
 from offramp.inputs.packing import keep, merge, trim
@@ -117,7 +118,7 @@ class Engine:
         self._lock = threading.Lock()  # around all but computing: steps may be taken by several threads
         self._runtime, self._criterion, self._pad_token, self._max_rows = runtime, criterion, pad_token, max_rows
         self._stages = runtime.info.stages
-        self._runs_single = isinstance(criterion, Scored) and runtime.info.single == score_name(criterion)
+        self._runs_single = answers_in_one_call(runtime.info, criterion)
         self._scheduler = Scheduler(
             len(self._stages),
             max_rows=max_rows,
@@ -177,10 +178,7 @@ class Engine:
         for unit in units:
             if unit.id in seen or unit.id in self._scheduler:
                 raise DataError(f"unit {unit.id} is already in the engine: give every unit an id of its own")
-            if len(unit.encoded.tokens) == 0:
-                raise DataError(
-                    f"unit {unit.id} has no tokens: encode it with special tokens, as the model was trained"
-                )
+            check_tokens(unit)
             has = unit.encoded.token_types is not None
             if types is not None and has != types:
                 raise DataError(f"unit {unit.id} was encoded by a different tokenizer: only some have token types")

@@ -16,7 +16,17 @@ from offramp.inputs.tokens import Encoded
 from offramp.runtimes.base import RuntimeInfo
 from offramp.types import Array, Decision, ExitOutput, Knobs, Stage, State
 
-__all__ = ["MAX_LAYERS", "Finished", "KnobsFor", "Unit", "check_fits", "decide", "resolve_knobs", "to_host"]
+__all__ = [
+    "MAX_LAYERS",
+    "Finished",
+    "KnobsFor",
+    "Unit",
+    "check_fits",
+    "check_tokens",
+    "decide",
+    "resolve_knobs",
+    "to_host",
+]
 
 KnobsFor = Mapping[str, float] | Sequence[Mapping[str, float]] | None
 """Knobs of several units: one mapping for all, or one each. What is left out has its default."""
@@ -63,6 +73,12 @@ def check_fits(criterion: Criterion, info: RuntimeInfo) -> None:
             f"{', '.join(sorted(info.extras)) or 'logits only'}: train with a recipe that gives it "
             "(`--recipe de3bert` gives distances), or choose another criterion"
         )
+
+
+def check_tokens(unit: Unit) -> None:
+    """Raise DataError where there is nothing to compute."""
+    if len(unit.encoded.tokens) == 0:
+        raise DataError(f"unit {unit.id} has no tokens: encode it with special tokens, as the model was trained")
 
 
 def resolve_knobs(criterion: Criterion, knobs: KnobsFor, units: int) -> list[Mapping[str, float]]:

@@ -29,6 +29,8 @@ def pad(
     """
     if len(ids) != len(encoded):
         raise ValueError(f"{len(encoded)} texts, but {len(ids)} ids")
+    if len(encoded) == 1:  # nothing to fill up: a text alone is answered in so little time that loops would show
+        return _alone(encoded[0], ids[0], token_types)
     lengths = np.fromiter((len(text) for text in encoded), dtype=np.int64, count=len(encoded))
     shape = (len(encoded), int(lengths.max(initial=0)))
     tokens = np.full(shape, pad_token, dtype=np.int64)
@@ -42,6 +44,19 @@ def pad(
                 types[row, : len(text)] = text.token_types
         inputs["token_types"] = types
     return inputs
+
+
+def _alone(text: Encoded, name: int, token_types: bool) -> dict[str, npt.NDArray[np.int64]]:
+    tokens = text.tokens.astype(np.int64)[None]
+    inputs = {"ids": _number(name), "tokens": tokens, "lengths": _number(tokens.shape[1])}
+    if token_types:
+        types = text.token_types
+        inputs["token_types"] = np.zeros_like(tokens) if types is None else types.astype(np.int64)[None]
+    return inputs
+
+
+def _number(value: int) -> npt.NDArray[np.int64]:
+    return np.array([value], dtype=np.int64)
 
 
 def length_sorted(

@@ -104,6 +104,10 @@ class _WithEngine:
         return self._facts | self._ran.facts()
 
     def answer(self, texts: Sequence[Encoded], max_rows: int) -> Floats:
+        if len(texts) == 1:
+            finished = [self._classifier.alone(self._setting).answer(Unit(0, texts[0]))]
+            self._ran.add(texts, finished)
+            return np.stack([finished[0].answer])
         engine = self._classifier.engine(self._setting)
         units = (Unit(number, text) for number, text in enumerate(texts))
         finished = list(engine.run_in_order(units, self._setting.knobs, chunk=4096))
@@ -118,15 +122,16 @@ class _Ran:
         self._depth = info.num_layers
         self._texts = self._layers = self._tokens = self._token_layers = self._run = self._padded = 0
 
-    def add(self, texts: Sequence[Encoded], finished: Sequence[Finished], counts: Counts) -> None:
-        """Count one pass."""
+    def add(self, texts: Sequence[Encoded], finished: Sequence[Finished], counts: Counts | None = None) -> None:
+        """Count one pass; without counts nothing was padded."""
         for text, one in zip(texts, finished, strict=True):
             self._layers += one.layers_executed
             self._tokens += len(text)
             self._token_layers += len(text) * one.layers_executed
         self._texts += len(texts)
-        self._run += int(counts.tokens.sum())
-        self._padded += int(counts.padded_tokens.sum())
+        if counts is not None:
+            self._run += int(counts.tokens.sum())
+            self._padded += int(counts.padded_tokens.sum())
 
     def facts(self) -> dict[str, Any]:
         """Means over all that was counted."""
@@ -135,7 +140,7 @@ class _Ran:
         return {
             "layer_speedup": self._depth * self._texts / self._layers,
             "token_layer_fraction": self._token_layers / (self._depth * self._tokens),
-            "padding": self._padded / self._run,
+            "padding": self._padded / self._run if self._run else 1.0,
         }
 
 

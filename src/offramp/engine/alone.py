@@ -1,0 +1,106 @@
+"""A text by itself: no queue, no neighbours, nobody to wait for.
+
+What pays for a batch only costs here. Between two texts Python has gone cold, and each line takes several times what it
+takes in a loop: an engine's bookkeeping was a tenth to a fifth of a small model's answer (docs/performance.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy.typing as npt
+from array_api_compat import array_namespace, device
+
+from offramp.criteria.base import Criterion, Scored, score_name
+from offramp.engine.units import Finished, Unit, check_fits, check_tokens, decide, resolve_knobs, to_host
+from offramp.inputs.batching import pad
+from offramp.runtimes.base import Memory, RunsSingle, Runtime, RuntimeInfo
+from offramp.types import Batch, Knobs, Stage
+
+__all__ = ["Alone", "answers_in_one_call"]
+
+
+class Alone:
+    """Answers texts one at a time, as an engine with ``max_rows=1`` does. Safe to use from several threads.
+
+    Args:
+        runtime: the model.
+        criterion: who leaves.
+        knobs: for all texts: as for ``Engine.add``.
+        pad_token: token id that stands for padding, of which there is none.
+
+    Raises:
+        UnsupportedError: the criterion does not fit the runtime's model.
+        KnobError: an unknown knob, or a value outside what it may be.
+    """
+
+    def __init__(
+        self, runtime: Runtime, criterion: Criterion, knobs: Mapping[str, float] | None = None, *, pad_token: int
+    ) -> None:
+        check_fits(criterion, runtime.info)
+        self._runtime, self._criterion, self._pad_token = runtime, criterion, pad_token
+        self._info = runtime.info
+        [self._settings] = resolve_knobs(criterion, knobs, 1)
+        self._in_one_call = (
+            answers_in_one_call(self._info, criterion) and self._settings["max_layers"] >= self._info.stages[-1].layers
+        )
+        self._knobs: Knobs | None = None
+
+    def answer(self, unit: Unit) -> Finished:
+        """Answer one text.
+
+        Raises:
+            DataError: a text without tokens.
+        """
+        check_tokens(unit)
+        text = unit.encoded
+        inputs = pad([text], [unit.id], pad_token=self._pad_token, token_types=text.token_types is not None)
+        if not self._in_one_call:
+            return self._by_stages(unit.id, inputs)
+        answer, left = cast("RunsSingle", self._runtime).run_single(inputs, self._settings["threshold"])
+        layers = self._info.stages[left].layers
+        return Finished(unit.id, to_host(answer)[0], layers, layers, left)
+
+    def _by_stages(self, name: int, inputs: Mapping[str, npt.NDArray[Any]]) -> Finished:
+        hidden, batch = self._runtime.embed(inputs)
+        knobs, state = self._knobs_beside(batch), self._criterion.start(batch.lengths)
+        memory: Memory = {}
+        cap, executed, stages = self._settings["max_layers"], 0, self._info.stages
+        for stage in stages:
+            goes_on = not stage.is_last and cap > stage.layers and self._surely_goes_on(stage, knobs)
+            # Where the next model starts from the inputs, nobody would need what this one computes.
+            if goes_on and stages[stage.index + 1].starts_from == "inputs":
+                continue
+            hidden = self._runtime.run(stage, hidden, batch)
+            executed += stage.last_layer - stage.first_layer
+            if goes_on:
+                continue
+            output, memory = self._runtime.exit(stage, hidden, batch, memory)
+            decision, state = decide(self._criterion, stage, replace(output, lengths=batch.lengths), state, knobs)
+            if stage.is_last or cap <= stage.layers or bool(decision.leave[0]):
+                return Finished(name, to_host(decision.answer)[0], stage.layers, executed, stage.index)
+        raise AssertionError("no stage was the last one. This is a bug in the runtime's list of stages.")
+
+    def _knobs_beside(self, batch: Batch) -> Knobs:
+        """The criterion's knobs [1] as arrays of the runtime; texts after the first find them made."""
+        if self._knobs is None:
+            xp, where = array_namespace(batch.lengths), device(batch.lengths)
+            self._knobs = {
+                name: xp.asarray([self._settings[name]], dtype=xp.float64, device=where)
+                for name in self._criterion.knobs
+            }
+        return self._knobs
+
+    def _surely_goes_on(self, stage: Stage, knobs: Knobs) -> bool:
+        """Whether it is known, without running the exit, that the text goes on."""
+        if self._info.remembers:
+            return False
+        leave = self._criterion.foresees(stage, knobs)
+        return leave is not None and not bool(leave[0])
+
+
+def answers_in_one_call(info: RuntimeInfo, criterion: Criterion) -> bool:
+    """Whether the runtime takes a text alone through all its stages at once, and leaves as the criterion does."""
+    return isinstance(criterion, Scored) and info.single == score_name(criterion)
