@@ -513,6 +513,37 @@ def single(result: Result) -> str:
     return "\n".join([*lines, "", f"{_cpu(result)}. " + _origin(result, "python benchmarks/single.py")])
 
 
+def engine(result: Result) -> str:
+    """What the engine costs beside the runtime alone, and what a layer saved saves."""
+    lines = [
+        f"Exits at the slowest threshold of {result['criterion']} that reaches a layer speed-up of "
+        f"{result['speedup']:g}x on dev. Each round runs all three, so ratios are of one moment: median (lowest-highest).",
+        "",
+        "| | | threads x lanes | runtime alone, ms a text | with the engine | exits after | wall clock / full depth | layers "
+        "| wall clock / layers |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for label, entries in result["variants"].items():
+        for entry in entries:
+            alone, full, early = (entry["seconds"][way] for way in ("runtime", "full depth", "exits"))
+            costs = [100 * (slow / fast - 1) for fast, slow in zip(alone, full, strict=True)]
+            saved = [fast / slow for fast, slow in zip(early, full, strict=True)]
+            fraction = entry["token_layer_fraction"]
+            took = 1000 * sorted(alone)[len(alone) // 2] / entry["texts"]
+            lines.append(
+                f"| {label} | {entry['scenario']} | {entry['threads'] // entry['lanes']} x {entry['lanes']} | {took:.2f} | "
+                f"{_middle(costs, '+.0f')} % | {', '.join(map(str, entry['exits']))} | {_middle(saved, '.2f')} | "
+                f"{fraction:.2f} | {_middle([each / fraction for each in saved], '.2f')} |"
+            )
+    return "\n".join([*lines, "", f"{_cpu(result)}. " + _origin(result, "python benchmarks/engine.py")])
+
+
+def _middle(values: Sequence[float], form: str) -> str:
+    """Median, and between which values all lie."""
+    ordered = sorted(values)
+    return f"{ordered[len(ordered) // 2]:{form}} ({ordered[0]:{form}} to {ordered[-1]:{form}})"
+
+
 def installed_size(result: Result) -> str:
     """Megabytes of an environment, by extra."""
     lines = ["| environment | MB | packages | of it |", "|---|---|---|---|"]
@@ -557,6 +588,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Result], str]]] = {
     "limits": ("docs/performance.md", limits),
     "batch_sizes": ("docs/performance.md", batch_sizes),
     "single": ("docs/performance.md", single),
+    "engine": ("docs/performance.md", engine),
     "installed_size": ("docs/performance.md", installed_size),
 }
 SOURCES = {"speed_profile": "speed"}

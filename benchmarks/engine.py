@@ -1,0 +1,187 @@
+"""What the engine costs, and what a layer saved saves: both beside the runtime alone (docs/performance.md).
+
+    python benchmarks/engine.py --run RUN --data DATA [--speedup X] [--rounds N] [--variants NAME ...]
+
+The run is exported at full depth, and with the exits of an operating point for a layer speed-up chosen on the trace of
+dev. Its texts are then answered by three ways in one process, interleaved: the graph of full depth without the engine,
+the same with it, and the exits with it. Offline in batches of 32, with all threads for one batch and with a batch a
+core; SingleStream one text after the other, with all threads and with one. Writes benchmarks/results/engine.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import offramp
+from offramp.bench.deployments.base import answered
+from offramp.bench.export import VARIANTS, Variant, export_run
+from offramp.bench.provenance import provenance, write_result
+from offramp.calibration.points import write_points
+from offramp.calibration.sweep import choose
+from offramp.choosing import Setting
+from offramp.cli.common import quiet_transformers
+from offramp.criteria import Criterion, make
+from offramp.engine.units import Finished, Unit
+from offramp.inputs.batching import pad
+from offramp.inputs.tokens import Encoded
+from offramp.pipeline import Classifier
+from offramp.runtimes.cpu import cores
+from offramp.traces.curves import curve
+from offramp.traces.store import load_trace
+from offramp.traces.trace import Trace
+from offramp.training.data import load_examples
+
+RESULT = Path(__file__).parent / "results" / "engine.json"
+SAMPLE, ALONE, ROWS = 256, 200, 32
+"""Texts on which ranges of int8 are measured; that are timed one by one; of a batch."""
+WAYS = ("runtime", "full depth", "exits")
+
+
+class Bare:
+    """A model of one stage without an engine: batches of like length, or one text after the other."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        self._runtime, self._lanes = classifier.runtime, classifier.lanes
+        self._pad_token = classifier.tokenizer.pad_token
+
+    def _answer(self, texts: Sequence[Encoded], names: Sequence[int]) -> Any:
+        types = texts[0].token_types is not None
+        hidden, batch = self._runtime.embed(pad(texts, names, pad_token=self._pad_token, token_types=types))
+        for stage in self._runtime.info.stages:
+            hidden = self._runtime.run(stage, hidden, batch)
+        return np.asarray(self._runtime.exit(self._runtime.info.stages[-1], hidden, batch, {})[0].logits)
+
+    def offline(self, texts: Sequence[Encoded]) -> None:
+        """All texts, longest first."""
+        answered(texts, ROWS, lambda rows: self._answer([texts[row] for row in rows], rows.tolist()), lanes=self._lanes)
+
+    def single(self, texts: Sequence[Encoded]) -> None:
+        """Each by itself."""
+        for number, text in enumerate(texts):
+            self._answer([text], [number])
+
+
+class Engine:
+    """What ``offramp.load`` gives, at one setting."""
+
+    def __init__(self, classifier: Classifier, setting: Setting) -> None:
+        self._classifier, self._setting = classifier, setting
+
+    def offline(self, texts: Sequence[Encoded]) -> list[Finished]:
+        """All texts, in batches."""
+        units = (Unit(number, text) for number, text in enumerate(texts))
+        return list(self._classifier.answers(units, self._setting, chunk=4096))
+
+    def single(self, texts: Sequence[Encoded]) -> list[Finished]:
+        """Each by itself."""
+        alone = self._classifier.alone
+        return [alone(self._setting).answer(Unit(number, text)) for number, text in enumerate(texts)]
+
+
+def timed(ways: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each way, round by round; one round before is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for name, run in ways.items():
+            start = time.perf_counter()
+            run()
+            if number:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def token_layers(texts: Sequence[Encoded], finished: Sequence[Finished], depth: int) -> float:
+    """Fraction of layers executed, each text counted by its tokens."""
+    lengths = np.array([len(text) for text in texts])
+    return float((lengths * [one.layers_executed for one in finished]).sum() / (depth * lengths.sum()))
+
+
+def loaded(folder: Path, variant: Variant, threads: int, lanes: int) -> Classifier:
+    """A run on one runtime; torch has threads of its own."""
+    if variant.runtime == "torch":
+        return offramp.load(folder, runtime="torch", device="cpu")
+    return offramp.load(folder, runtime=variant.runtime, dtype=variant.dtype, threads=threads, lanes=lanes)
+
+
+def measured(folders: Mapping[str, Path], variant: Variant, texts: Sequence[Encoded], rounds: int) -> list[Any]:
+    """Every configuration of one variant."""
+    found = []
+    configurations = [("Offline", cores(), 1), ("Offline", cores(), cores())]
+    configurations += [("SingleStream", cores(), 1), ("SingleStream", 1, 1)]
+    if variant.runtime == "torch":
+        configurations = configurations[:1]
+    for scenario, threads, lanes in configurations:
+        full, exits = (loaded(folders[name], variant, threads, lanes) for name in ("full", "exits"))
+        here = texts if scenario == "Offline" else texts[:: max(1, len(texts) // ALONE)][:ALONE]
+        how = scenario.lower().removesuffix("stream")
+        bare, engine = Bare(full), Engine(full, full.setting(full_depth=True))
+        point = exits.default_point
+        early = Engine(exits, Setting(make(point.criterion, **point.settings), point.knobs, "benchmark"))
+        ways = {name: partial(getattr(each, how), here) for name, each in zip(WAYS, (bare, engine, early), strict=True)}
+        seconds = timed(ways, rounds)
+        fraction = token_layers(here, ways["exits"](), exits.runtime.info.num_layers)
+        found.append({
+            "scenario": scenario, "threads": threads, "lanes": lanes, "texts": len(here), "seconds": seconds,
+            "token_layer_fraction": fraction, "exits": [stage.layers for stage in exits.runtime.info.stages[:-1]],
+        })  # fmt: skip
+        print(f"  {scenario}, {threads} threads, {lanes} lanes: {fraction:.2f} of the layers", flush=True)
+    return found
+
+
+def just_fast_enough(trace: Trace, criterion: Criterion, speedup: float) -> dict[str, float]:
+    """Knobs of the slowest point that reaches a layer speed-up."""
+    points = curve(trace, criterion)
+    place = int(np.where(points.layer_speedup >= speedup, points.layer_speedup, np.inf).argmin())
+    return {name: float(values[place]) for name, values in points.knobs.items()}
+
+
+def prepared(run: Path, work: Path, variant: Variant, point: Any, texts: Sequence[Any]) -> dict[str, Path]:
+    """The run twice: exported at full depth, and with the exits that pay at the operating point."""
+    folders = {}
+    for name, exits in (("full", []), ("exits", "useful")):
+        folders[name] = folder = work / name
+        shutil.copytree(run, folder, ignore=shutil.ignore_patterns("onnx", "openvino", "bench"))
+        write_points(folder, [point])
+        if variant.runtime != "torch":
+            export_run(folder, variant, exits=exits, texts=texts)
+    return folders
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--criterion", default="entropy")
+    parser.add_argument("--speedup", type=float, default=2.0)
+    parser.add_argument("--rounds", type=int, default=7)
+    names = ["torch-float32", "onnx-int8", "onnx-static", "onnx-dynamic", "openvino-int8"]
+    parser.add_argument("--variants", nargs="+", default=names)
+    given = parser.parse_args()
+    quiet_transformers()
+    classifier = offramp.load(given.run, runtime="torch", device="cpu")
+    texts = list(load_examples(given.data, classifier.task).texts)
+    encoded = classifier.encode(texts)
+    trace = load_trace(given.run / "traces" / "dev.safetensors")
+    point = choose(trace, make(given.criterion), knobs=just_fast_enough(trace, make(given.criterion), given.speedup))
+    result: dict[str, Any] = {**provenance(), "criterion": given.criterion, "speedup": given.speedup, "variants": {}}
+    for variant in VARIANTS:
+        if variant.name not in given.variants or not variant.there:
+            continue
+        print(variant.label, flush=True)
+        with tempfile.TemporaryDirectory(prefix="offramp-engine-") as work:
+            folders = prepared(given.run, Path(work), variant, point, texts[:: max(1, len(texts) // SAMPLE)])
+            result["variants"][variant.label] = measured(folders, variant, encoded, given.rounds)
+    write_result(RESULT, result)
+
+
+if __name__ == "__main__":
+    main()
