@@ -3,8 +3,8 @@
     python benchmarks/single.py --run RUN --data DATA [--criterion NAME] [--threshold X ...] [--rounds N]
 
 The run is exported with every exit for ONNX Runtime, in each kind of int8, and its texts are answered one after the
-other: by the graph that holds all stages (``runtimes/export/single.py``), and by the stages' own graphs, with the
-engine between them; the answers are the same. The first threshold lets nobody leave early. Interleaved rounds, for
+other: by the graph that holds all stages (``runtimes/export/single.py``), and by the stages' own graphs, with
+Python between them; the answers are the same. The first threshold lets nobody leave early. Interleaved rounds, for
 all threads and for one. Writes benchmarks/results/single.json.
 """
 
@@ -27,7 +27,7 @@ from offramp.bench.provenance import provenance, write_result
 from offramp.calibration.points import OperatingPoint, write_points
 from offramp.cli.common import quiet_transformers
 from offramp.criteria import Criterion, make
-from offramp.engine.engine import Engine
+from offramp.engine.alone import Alone
 from offramp.engine.units import Finished, Unit
 from offramp.runtimes.base import Runtime
 from offramp.runtimes.cpu import cores
@@ -48,11 +48,8 @@ class Stages:
 
 def answer(runtime: Runtime, rule: Criterion, texts: Sequence[Any], threshold: float) -> list[Finished]:
     """Every text alone."""
-    found: list[Finished] = []
-    for number, text in enumerate(texts):
-        engine = Engine(runtime, rule, pad_token=0, max_rows=1)
-        found += engine.run([Unit(number, text)], {"threshold": threshold})
-    return found
+    alone = Alone(runtime, rule, {"threshold": threshold}, pad_token=0)
+    return [alone.answer(Unit(number, text)) for number, text in enumerate(texts)]
 
 
 def milliseconds(

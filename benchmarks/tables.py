@@ -517,10 +517,11 @@ def engine(result: Result) -> str:
     """What the engine costs beside the runtime alone, and what a layer saved saves."""
     lines = [
         f"Exits at the slowest threshold of {result['criterion']} that reaches a layer speed-up of "
-        f"{result['speedup']:g}x on dev. Each round runs all three, so ratios are of one moment: median (lowest-highest).",
+        f"{result['speedup']:g}x on dev. Each round runs all three, so that ratios are of one moment: their median, and "
+        "between which values all lie.",
         "",
-        "| | | threads x lanes | runtime alone, ms a text | with the engine | exits after | wall clock / full depth | layers "
-        "| wall clock / layers |",
+        "| | | threads x lanes | runtime alone, ms a text | with the engine | exits after | wall clock / full depth "
+        "| layers | wall clock / layers |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for label, entries in result["variants"].items():
@@ -530,8 +531,9 @@ def engine(result: Result) -> str:
             saved = [fast / slow for fast, slow in zip(early, full, strict=True)]
             fraction = entry["token_layer_fraction"]
             took = 1000 * sorted(alone)[len(alone) // 2] / entry["texts"]
+            way = f"{entry['threads'] // entry['lanes']} x {entry['lanes']}"
             lines.append(
-                f"| {label} | {entry['scenario']} | {entry['threads'] // entry['lanes']} x {entry['lanes']} | {took:.2f} | "
+                f"| {label} | {entry['scenario']} | {way} | {took:.2f} | "
                 f"{_middle(costs, '+.0f')} % | {', '.join(map(str, entry['exits']))} | {_middle(saved, '.2f')} | "
                 f"{fraction:.2f} | {_middle([each / fraction for each in saved], '.2f')} |"
             )
