@@ -517,7 +517,7 @@ def engine(result: Result) -> str:
     """What the engine costs beside the runtime alone, and what a layer saved saves."""
     lines = [
         f"Exits at the slowest threshold of {result['criterion']} that reaches a layer speed-up of "
-        f"{result['speedup']:g}x on dev. Each round runs all three, so that ratios are of one moment: their median, and "
+        f"{result['speedup']:g}x on dev. Each round runs all three, so that ratios are of one moment: median, and "
         "between which values all lie.",
         "",
         "| | | threads x lanes | runtime alone, ms a text | with the engine | exits after | wall clock / full depth "
