@@ -1,7 +1,7 @@
 """A text by itself: no queue, no neighbours, nobody to wait for.
 
-What pays for a batch only costs here. Between two texts Python has gone cold, and each line takes several times what it
-takes in a loop: an engine's bookkeeping was a tenth to a fifth of a small model's answer (docs/performance.md).
+What pays for a batch only costs here. Between two calls of a graph Python has gone cold, and each line takes several
+times what it takes in a loop: with a small model an engine's bookkeeping shows (docs/performance.md).
 """
 
 from __future__ import annotations
