@@ -139,3 +139,45 @@ def test_neighbours_matter_where_that_is_said() -> None:
     x[1] *= 50
     together, alone = (SESSIONS["dynamic"].run(None, {"x": each})[0][0] for each in (x, x[:1]))
     assert np.abs(together - alone).max() > 0.1
+
+
+# Embeddings
+
+
+TABLE = RNG.normal(size=(30, WIDTH)).astype(np.float32)
+TABLE[4] = 0
+
+
+def lookup(table: np.ndarray[Any, Any] = TABLE, index: str = "tokens") -> onnx.ModelProto:
+    """Rows of a table, found by the tokens or by something else."""
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", index], ["y"])], "g",
+        [helper.make_tensor_value_info(index, TensorProto.INT64, ["rows", "width"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(table, "table")],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def look_up(model: onnx.ModelProto, index: str = "tokens") -> np.ndarray[Any, Any]:
+    numbers = np.arange(30).reshape(5, 6)
+    said: np.ndarray[Any, Any] = open_session(model.SerializeToString(), threads=1).run(None, {index: numbers})[0]
+    return said.reshape(30, -1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_embeddings_are_kept_in_eight_bits_with_a_scale_a_row(kind: Any) -> None:
+    made = quantise(lookup(), kind, RANGES)
+    found = look_up(made)
+    step = np.abs(TABLE).max(axis=1, keepdims=True) / 127
+    assert (np.abs(found - TABLE) <= step / 2 + 1e-6).all()
+    assert not np.allclose(found, TABLE, atol=1e-4)
+    assert not found[4].any()
+    kept = [numpy_helper.to_array(each) for each in made.graph.initializer]
+    assert not any(value.dtype == np.float32 and value.size >= TABLE.size for value in kept)
+
+
+@pytest.mark.parametrize(("table", "index"), [(TABLE, "positions"), (TABLE[:, :2], "tokens")])
+def test_other_tables_stay_float32(table: np.ndarray[Any, Any], index: str) -> None:
+    """Positions may find angles, of which eight bits are not enough."""
+    assert np.array_equal(look_up(quantise(lookup(table, index), "rows"), index), table)

@@ -134,15 +134,17 @@ def test_float32_answers_as_torch_does(run: Path, texts: list[str]) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_it_answers_as_its_own_trace(run: Path, texts: list[str], dtype: str) -> None:
-    """At a threshold that is a score seen in the trace, where a last bit would tell."""
+    """At thresholds between two scores that were seen: their last digit is the batch's, as float32 rounds by shape."""
     classifier = load(run, dtype=dtype)
     encoded = classifier.encode(texts)
     trace = record(classifier.runtime, encoded, pad_token=0, id2label=classifier.run.id2label, batch_size=16)
     setting = classifier.setting()
     names = [name for name in trace.extras if name.startswith("score.edr")]
-    seen = np.sort(trace.extras[names[0]][:2].ravel())
-    for value in seen[[5, len(seen) // 2, -5]]:
-        setting = classifier.setting(threshold=float(value))
+    seen = np.sort(trace.extras[names[0]][:2].ravel().astype(np.float64))
+    for start in (2, len(seen) // 2 - 4, len(seen) - 10):
+        place = start + int(np.diff(seen[start : start + 8]).argmax())
+        assert seen[place + 1] - seen[place] > 1e-5
+        setting = classifier.setting(threshold=float(seen[place : place + 2].mean()))
         expected = replay(trace, setting.criterion, setting.knobs)
         for batch_size in (1, 7, 32):
             classifier.batch_size = batch_size
