@@ -11,8 +11,8 @@ What an activation's eight bits stand for decides whether a text's neighbours ch
   neighbours change every answer a little.
 
 Weights are symmetric with a scale for each output. Of the tokens' embeddings each row is kept in eight bits with a
-scale of its own: they are most of a small model's bytes. Norms, attention itself and the heads' products over one vector
-a text stay float32.
+scale of its own: they are most of a small model's bytes. Norms, attention itself and the heads' products over one
+vector a text stay float32.
 """
 
 from __future__ import annotations
