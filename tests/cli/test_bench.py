@@ -23,6 +23,7 @@ def data(toy_data: Callable[..., str], tmp_path_factory: pytest.TempPathFactory)
     return path
 
 
+@pytest.mark.long  # processes that import torch; tests/bench/test_speed.py races servers that do not
 def test_one_row(cli: Cli, trained: Path, data: Path, tmp_path: Path) -> None:
     row = "offramp-torch-float32-full"
     done = cli(

@@ -101,7 +101,17 @@ def watching(trainer_class: Any, seen: list[Seen]) -> Any:
     return Watching
 
 
-@pytest.fixture(scope="module", params=SERVED, ids=lambda served: "-".join(served))
+def quick(served: tuple[str, ProblemType]) -> bool:
+    """Several labels a text take another loss of the same recipe: all at once when there is time, one every time."""
+    return served[1] != "multi_label_classification" or served[0] == "joint"
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(served, id="-".join(served), marks=() if quick(served) else pytest.mark.long) for served in SERVED
+    ],
+)
 def served(request: pytest.FixtureRequest) -> tuple[str, ProblemType]:
     found: tuple[str, ProblemType] = request.param
     return found

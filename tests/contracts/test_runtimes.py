@@ -119,11 +119,16 @@ RUNTIMES: Mapping[str, Case] = {
 
 
 SHARED = ("chosen-exits", "multi-label", "regression")
-"""What exported runtimes share with torch's: looked at there every time, and in them when there is time."""
+"""What exported runtimes share with torch's: looked at there every time, and in them when there is time.
+
+Of OpenVINO's static int8, tests/runtimes/test_openvino.py looks every time at the answers' company and trace.
+"""
 LONG = {
     *(f"{name}-{kind}" for name in ("onnx", "openvino") for kind in SHARED),
+    "openvino-mpnet-memory",
     "openvino-modernbert",
     "openvino-deberta-v2",
+    "openvino-int8",
     "openvino-int8-mean",
     "openvino-int8-mpnet",
 }

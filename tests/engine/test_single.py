@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.criteria.base import Criterion, score_name
@@ -59,6 +59,7 @@ def expected(criterion: Criterion, knobs: Mapping[str, float]) -> list[tuple[int
 
 
 @given(st.floats(0, 1))
+@settings(max_examples=30)
 def test_one_call_a_text(threshold: float) -> None:
     runtime = Single()
     engine = Engine(runtime, Entropy(), pad_token=0, max_rows=1)
@@ -73,6 +74,7 @@ def test_one_call_a_text(threshold: float) -> None:
 
 
 @given(st.floats(0, 1))
+@settings(max_examples=30)
 def test_one_call_for_a_text_that_comes_by_itself(threshold: float) -> None:
     runtime = Single()
     alone = Alone(runtime, Entropy(), {"threshold": threshold}, pad_token=0)

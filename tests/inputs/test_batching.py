@@ -49,7 +49,7 @@ def test_batches_of_like_length_within_the_budget(lengths: list[int], max_rows: 
             assert len(batch) == 1 or len(batch) * longest <= max_tokens
         if number < len(batches) - 1:  # as full as it may be
             full = len(batch) == max_rows
-            assert full or (max_tokens is not None and (len(batch) + 1) * longest > max_tokens)
+            assert full or (max_tokens is not None and (len(batch) + 1) * max(1, longest) > max_tokens)
 
 
 def test_a_row_longer_than_the_budget_goes_alone() -> None:

@@ -114,7 +114,13 @@ def test_a_head(name: str, tiny_model: Make) -> None:
     check(tiny_model("bert", ExitSettings(**settings)), scores=[Confidence()])
 
 
-@pytest.mark.parametrize(("family", "pooling"), [("bert", "backbone"), ("mpnet", "mean"), ("modernbert", "cls")])
+@pytest.mark.parametrize(
+    ("family", "pooling"),
+    [
+        ("bert", "backbone"),
+        *(pytest.param(*each, marks=pytest.mark.long) for each in [("mpnet", "mean"), ("modernbert", "cls")]),
+    ],
+)
 def test_smaller_complete_models(family: str, pooling: Any, plain_model: Make) -> None:
     model = add_exits(plain_model(family), ExitSettings(head="own", members=(1, 2), pooling=pooling)).eval()
     graphs = check(model)

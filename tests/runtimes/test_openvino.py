@@ -380,6 +380,7 @@ def test_ctrl_c_is_still_ctrl_c(run: Path, tmp_path: Path, texts: list[str], exp
     folder = Path(shutil.copytree(run, tmp_path / "run"))
     program = f"""
         import gc, os, signal
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it
         import offramp
         if {exporting}:
             from offramp.runtimes.export.openvino import export_openvino
