@@ -125,6 +125,7 @@ Of OpenVINO's static int8, tests/runtimes/test_openvino.py looks every time at t
 """
 LONG = {
     *(f"{name}-{kind}" for name in ("onnx", "openvino") for kind in SHARED),
+    "onnx-modernbert",
     "openvino-mpnet-memory",
     "openvino-modernbert",
     "openvino-deberta-v2",

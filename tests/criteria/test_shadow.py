@@ -50,7 +50,7 @@ def run(runtime: FakeRuntime, shadow: Shadow, knobs: list[dict[str, float]], **s
     max_rows=st.integers(1, 9),
     hold=st.integers(1, 3),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_each_text_gets_what_its_rule_alone_would_give(
     name: str, places: list[tuple[int, bool]], max_rows: int, hold: int
 ) -> None:
