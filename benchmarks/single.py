@@ -48,7 +48,7 @@ class Stages:
 
 def answer(runtime: Runtime, rule: Criterion, texts: Sequence[Any], threshold: float) -> list[Finished]:
     """Every text alone."""
-    alone = Alone(runtime, rule, {"threshold": threshold}, pad_token=0)
+    alone = Alone(runtime, rule, {"threshold": threshold})
     return [alone.answer(Unit(number, text)) for number, text in enumerate(texts)]
 
 

@@ -249,8 +249,7 @@ class Classifier:
         """What answers texts that come one at a time."""
         last = self._alone
         if last is None or last[0] is not setting:
-            made = Alone(self.runtime, setting.criterion, setting.knobs, pad_token=self.tokenizer.pad_token)
-            self._alone = last = (setting, made)
+            self._alone = last = (setting, Alone(self.runtime, setting.criterion, setting.knobs))
         return last[1]
 
     def engine(self, setting: Setting, *, max_rows: int | None = None) -> Engine:

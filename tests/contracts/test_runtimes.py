@@ -453,7 +453,7 @@ def test_the_engine_equals_the_reference_at_any_batch_size(case, runtime, texts,
 def test_texts_that_come_one_at_a_time_are_answered_as_by_the_reference(case, runtime, texts, expected):
     for criterion, knobs, exits, answers in expected[::2] if len(expected) > 3 else expected:
         counting = Counting(runtime)
-        alone = Alone(counting, criterion, knobs, pad_token=0)
+        alone = Alone(counting, criterion, knobs)
         found = [alone.answer(Unit(i, text)) for i, text in enumerate(texts)]
         assert [f.id for f in found] == list(range(len(texts)))
         assert [f.exit_layer for f in found] == [f.layers_executed for f in found] == exits.tolist()

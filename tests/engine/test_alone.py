@@ -34,7 +34,7 @@ def answers(found: list[Finished]) -> list[tuple[int, int, int, int, bytes]]:
 
 
 def one_by_one(runtime: Any, criterion: Criterion, knobs: Mapping[str, float]) -> list[Finished]:
-    alone = Alone(runtime, criterion, knobs, pad_token=0)
+    alone = Alone(runtime, criterion, knobs)
     return [alone.answer(unit) for unit in UNITS]
 
 
@@ -87,7 +87,7 @@ def test_token_types_are_read() -> None:
     runtime = FakeRuntime(4)
     text = TEXTS[0]
     typed = Encoded(text.tokens, np.ones_like(text.tokens), False)
-    alone = Alone(runtime, Depth(), pad_token=0)
+    alone = Alone(runtime, Depth())
     (expected,) = Engine(runtime, Depth(), pad_token=0).run([Unit(0, typed)])
     assert answers([alone.answer(Unit(0, typed))]) == answers([expected])
     assert answers([alone.answer(Unit(0, text))]) != answers([expected])
@@ -95,7 +95,7 @@ def test_token_types_are_read() -> None:
 
 def test_several_threads_share_one() -> None:
     runtime = FakeRuntime(4)
-    alone = Alone(runtime, Entropy(), {"threshold": 0.4}, pad_token=0)
+    alone = Alone(runtime, Entropy(), {"threshold": 0.4})
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(alone.answer, UNITS * 10))
     assert answers(found) == 10 * answers(one_by_one(runtime, Entropy(), {"threshold": 0.4}))
@@ -104,9 +104,9 @@ def test_several_threads_share_one() -> None:
 def test_what_cannot_be() -> None:
     runtime = FakeRuntime(4)
     with pytest.raises(KnobError, match="has no knob 'patience'"):
-        Alone(runtime, Entropy(), {"patience": 1.0}, pad_token=0)
+        Alone(runtime, Entropy(), {"patience": 1.0})
     with pytest.raises(UnsupportedError, match="needs distances"):
-        Alone(FakeRuntime(4, distances=False), EDR(), pad_token=0)
+        Alone(FakeRuntime(4, distances=False), EDR())
     nothing = Encoded(np.zeros(0, dtype=np.int32), None, False)
     with pytest.raises(DataError, match="unit 7 has no tokens"):
-        Alone(runtime, Entropy(), pad_token=0).answer(Unit(7, nothing))
+        Alone(runtime, Entropy()).answer(Unit(7, nothing))

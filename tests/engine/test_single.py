@@ -77,7 +77,7 @@ def test_one_call_a_text(threshold: float) -> None:
 @settings(max_examples=30)
 def test_one_call_for_a_text_that_comes_by_itself(threshold: float) -> None:
     runtime = Single()
-    alone = Alone(runtime, Entropy(), {"threshold": threshold}, pad_token=0)
+    alone = Alone(runtime, Entropy(), {"threshold": threshold})
     found = [alone.answer(unit) for unit in UNITS]
     assert [(f.id, f.exit_layer, f.answer.tobytes()) for f in found] == expected(Entropy(), {"threshold": threshold})
     assert [f.exit_index for f in found] == runtime.calls
@@ -108,7 +108,7 @@ def test_other_criteria_and_caps_go_stage_by_stage(criterion: Criterion, knobs: 
     runtime = Single()
     engine = Engine(runtime, criterion, pad_token=0, max_rows=1)
     assert answers(engine, knobs) == expected(criterion, knobs)
-    alone = Alone(runtime, criterion, knobs, pad_token=0)
+    alone = Alone(runtime, criterion, knobs)
     assert [alone.answer(unit).exit_layer for unit in UNITS] == [layer for _, layer, _ in expected(criterion, knobs)]
     assert runtime.calls == []
 

@@ -29,19 +29,15 @@ class Alone:
         runtime: the model.
         criterion: who leaves.
         knobs: for all texts: as for ``Engine.add``.
-        pad_token: token id that stands for padding, of which there is none.
 
     Raises:
         UnsupportedError: the criterion does not fit the runtime's model.
         KnobError: an unknown knob, or a value outside what it may be.
     """
 
-    def __init__(
-        self, runtime: Runtime, criterion: Criterion, knobs: Mapping[str, float] | None = None, *, pad_token: int
-    ) -> None:
+    def __init__(self, runtime: Runtime, criterion: Criterion, knobs: Mapping[str, float] | None = None) -> None:
         check_fits(criterion, runtime.info)
-        self._runtime, self._criterion, self._pad_token = runtime, criterion, pad_token
-        self._info = runtime.info
+        self._runtime, self._criterion, self._info = runtime, criterion, runtime.info
         [self._settings] = resolve_knobs(criterion, knobs, 1)
         self._in_one_call = (
             answers_in_one_call(self._info, criterion) and self._settings["max_layers"] >= self._info.stages[-1].layers
@@ -56,7 +52,8 @@ class Alone:
         """
         check_tokens(unit)
         text = unit.encoded
-        inputs = pad([text], [unit.id], pad_token=self._pad_token, token_types=text.token_types is not None)
+        # Alone, a text has no padding, so the padding token is never used.
+        inputs = pad([text], [unit.id], pad_token=0, token_types=text.token_types is not None)
         if not self._in_one_call:
             return self._by_stages(unit.id, inputs)
         answer, left = cast("RunsSingle", self._runtime).run_single(inputs, self._settings["threshold"])
