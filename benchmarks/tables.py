@@ -94,11 +94,16 @@ def training_curves(result: Result) -> str:
         )
         name += f", from {run['start']}" if run.get("start", "minilm") != "minilm" else ""
         # The evaluation nearest to the end of each epoch.
-        last = round(run["evaluations"][-1]["epoch"])
-        for epoch in range(1, last + 1):
-            one = min(run["evaluations"], key=lambda e: abs(e["epoch"] - epoch))
+        first = [one for one in run["evaluations"] if one.get("phase", 1) == 1]
+        shown = [
+            (name, min(first, key=lambda e: abs(e["epoch"] - epoch)))
+            for epoch in range(1, round(first[-1]["epoch"]) + 1)
+        ]
+        if len(first) < len(run["evaluations"]):
+            shown.append((f"{name}, then the exits alone", run["evaluations"][-1]))
+        for label, one in shown:
             exits = " ".join(f"{100 * value:.1f}" for value in one["exits"])
-            lines.append(f"| {name} | {one['epoch']:.2f} | {one['loss']:.3f} | {exits} |")
+            lines.append(f"| {label} | {one['epoch']:.2f} | {one['loss']:.3f} | {exits} |")
     return "\n".join([*lines, "", _origin(result, "python benchmarks/training_curves.py")])
 
 

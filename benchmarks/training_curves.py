@@ -19,7 +19,7 @@ RESULT = Path(__file__).parent / "results" / "training_curves.json"
 
 
 def curve(run: Path) -> dict[str, Any]:
-    """Evaluations of one run: epoch, mean dev loss, accuracy by exit."""
+    """Evaluations of one run: phase, epoch, mean dev loss, accuracy by exit."""
     record = json.loads((run / "training.json").read_text(encoding="utf-8"))
     evaluations = [entry for entry in record["history"] if "eval_exits_loss" in entry]
     exits = sorted(
@@ -34,9 +34,13 @@ def curve(run: Path) -> dict[str, Any]:
         "seconds": record["seconds"],
         "versions": record["versions"],
         "evaluations": [
-            {"epoch": e["epoch"], "loss": e["eval_exits_loss"], "exits": [e[key] for key in exits]} for e in evaluations
+            {
+                "phase": e.get("phase", 1), "epoch": e["epoch"], "loss": e["eval_exits_loss"],
+                "exits": [e[key] for key in exits],
+            }
+            for e in evaluations
         ],
-    }
+    }  # fmt: skip
 
 
 def identity(run: dict[str, Any]) -> tuple[str, str, str, str]:
