@@ -30,7 +30,7 @@ from offramp.traces.trace import Trace
 
 MakeTrace = Callable[..., Trace]
 
-DRAWS, ROWS, DELTA = 200, 400, 0.1
+DRAWS, ROWS, DELTA = 120, 400, 0.1
 MOST = DELTA + 2 * math.sqrt(DELTA * (1 - DELTA) / DRAWS)
 RISK = 0.05
 
@@ -174,7 +174,7 @@ def test_the_bound_on_a_point_chosen_by_speed_or_score(wish: dict[str, float], m
 # Power, first: one early exit, whose risk is just above the promise. Whoever lets texts leave there breaks it, and a
 # delta or a p-value that is wrong does so too often.
 
-EDGE_DRAWS, EDGE_ROWS, EDGE_SHARE = 500, 198, 0.2
+EDGE_DRAWS, EDGE_ROWS, EDGE_SHARE = 350, 198, 0.2
 """158 rows prove: there an exact test at 10 % rejects in 9.5 % of all draws, and one at 20 % in 18.6 %."""
 EDGE_MOST = DELTA + 2 * math.sqrt(DELTA * (1 - DELTA) / EDGE_DRAWS)
 
@@ -270,12 +270,15 @@ def test_hoeffding_bentkus_at_the_edge(broken: bool, monkeypatch: pytest.MonkeyP
     assert (violations(found) > EDGE_MOST) is broken
 
 
+MEAN_DRAWS = 300
+
+
 def expected_risks(whole: Trace, max_risk: float, **more: Any) -> float:
     """By how many standard errors the mean risk of many calibrations is above what was promised."""
     rows = more.pop("rows")
     choose = certified(make("gate"), risk=told_loss, expected=True, max_risk=max_risk, **({"max_points": 300} | more))
-    risks = np.array([true for true, _ in risks_of(whole, choose, told_loss, rows=rows)])
-    return float((risks.mean() - max_risk) / (risks.std() / math.sqrt(DRAWS)))
+    risks = np.array([true for true, _ in risks_of(whole, choose, told_loss, rows=rows, draws=MEAN_DRAWS)])
+    return float((risks.mean() - max_risk) / (risks.std() / math.sqrt(MEAN_DRAWS)))
 
 
 def falling(units: int = 1000) -> Trace:

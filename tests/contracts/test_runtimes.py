@@ -121,11 +121,16 @@ RUNTIMES: Mapping[str, Case] = {
 SHARED = ("chosen-exits", "multi-label", "regression")
 """What exported runtimes share with torch's: looked at there every time, and in them when there is time.
 
-Of OpenVINO's static int8, tests/runtimes/test_openvino.py looks every time at the answers' company and trace.
+Every time, tests/contracts/test_backbones.py looks at what torch makes of each family, and
+tests/runtimes/test_openvino.py at the company and the trace of static int8's answers.
 """
 LONG = {
     *(f"{name}-{kind}" for name in ("onnx", "openvino") for kind in SHARED),
+    "torch-deberta-v2",
+    "torch-mpnet",
+    "torch-albert-last-head",
     "onnx-modernbert",
+    "onnx-deberta-v2",
     "openvino-mpnet-memory",
     "openvino-modernbert",
     "openvino-deberta-v2",

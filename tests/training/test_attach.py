@@ -102,7 +102,7 @@ def test_full_depth_is_the_original_to_the_bit(
     assert Run.open(run).id2label == {0: "zero", 1: "one", 2: "two"}
 
 
-@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("labelled", [pytest.param(True, marks=pytest.mark.long), False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_task(
     finetuned: Any, toy_data: Callable[[str], str], tmp_path: Path, kind: str, labelled: bool

@@ -330,7 +330,9 @@ CASES = {
 """Recipe -> phases, the last with a frozen encoder."""
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "deebert" else pytest.mark.long) for name in CASES]
+)
 def test_training_is_the_same_with_and_without(
     make_plan: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
