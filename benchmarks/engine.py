@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,16 +21,16 @@ from typing import Any
 import numpy as np
 
 import offramp
-from offramp.bench.deployments.base import answered
+from offramp.bench.deployments.ours import Bare
 from offramp.bench.export import VARIANTS, Variant, export_run
 from offramp.bench.provenance import provenance, write_result
+from offramp.bench.wallclock import interleaved, run_encoded
 from offramp.calibration.points import write_points
 from offramp.calibration.sweep import choose
 from offramp.choosing import Setting
 from offramp.cli.common import quiet_transformers
 from offramp.criteria import Criterion, make
 from offramp.engine.units import Finished, Unit
-from offramp.inputs.batching import pad
 from offramp.inputs.tokens import Encoded
 from offramp.pipeline import Classifier
 from offramp.runtimes.cpu import cores
@@ -43,60 +42,23 @@ from offramp.training.data import load_examples
 RESULT = Path(__file__).parent / "results" / "engine.json"
 SAMPLE, ALONE, ROWS = 256, 200, 32
 """Texts on which ranges of int8 are measured; that are timed one by one; of a batch."""
-WAYS = ("runtime", "full depth", "exits")
 
 
-class Bare:
-    """A model of one stage without an engine: batches of like length, or one text after the other."""
-
-    def __init__(self, classifier: Classifier) -> None:
-        self._runtime, self._lanes = classifier.runtime, classifier.lanes
-        self._pad_token = classifier.tokenizer.pad_token
-
-    def _answer(self, texts: Sequence[Encoded], names: Sequence[int]) -> Any:
-        types = texts[0].token_types is not None
-        hidden, batch = self._runtime.embed(pad(texts, names, pad_token=self._pad_token, token_types=types))
-        for stage in self._runtime.info.stages:
-            hidden = self._runtime.run(stage, hidden, batch)
-        return np.asarray(self._runtime.exit(self._runtime.info.stages[-1], hidden, batch, {})[0].logits)
-
-    def offline(self, texts: Sequence[Encoded]) -> None:
-        """All texts, longest first."""
-        answered(texts, ROWS, lambda rows: self._answer([texts[row] for row in rows], rows.tolist()), lanes=self._lanes)
-
-    def single(self, texts: Sequence[Encoded]) -> None:
-        """Each by itself."""
-        for number, text in enumerate(texts):
-            self._answer([text], [number])
+def without_engine(classifier: Classifier, scenario: str, texts: Sequence[Encoded]) -> None:
+    """Batches of like length, longest first; or one text after the other."""
+    bare = Bare(classifier)
+    if scenario == "Offline":
+        bare.answer(texts, ROWS)
+        return
+    for number, text in enumerate(texts):
+        bare.compute([text], [number])
 
 
-class Engine:
+def with_engine(classifier: Classifier, setting: Setting, scenario: str, texts: Sequence[Encoded]) -> list[Finished]:
     """What ``offramp.load`` gives, at one setting."""
-
-    def __init__(self, classifier: Classifier, setting: Setting) -> None:
-        self._classifier, self._setting = classifier, setting
-
-    def offline(self, texts: Sequence[Encoded]) -> list[Finished]:
-        """All texts, in batches."""
-        units = (Unit(number, text) for number, text in enumerate(texts))
-        return list(self._classifier.answers(units, self._setting, chunk=4096))
-
-    def single(self, texts: Sequence[Encoded]) -> list[Finished]:
-        """Each by itself."""
-        alone = self._classifier.alone
-        return [alone(self._setting).answer(Unit(number, text)) for number, text in enumerate(texts)]
-
-
-def timed(ways: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way, round by round; one round before is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds + 1):
-        for name, run in ways.items():
-            start = time.perf_counter()
-            run()
-            if number:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+    if scenario == "Offline":
+        return run_encoded(classifier, texts, setting)
+    return [classifier.alone(setting).answer(Unit(number, text)) for number, text in enumerate(texts)]
 
 
 def token_layers(texts: Sequence[Encoded], finished: Sequence[Finished], depth: int) -> float:
@@ -122,12 +84,14 @@ def measured(folders: Mapping[str, Path], variant: Variant, texts: Sequence[Enco
     for scenario, threads, lanes in configurations:
         full, exits = (loaded(folders[name], variant, threads, lanes) for name in ("full", "exits"))
         here = texts if scenario == "Offline" else texts[:: max(1, len(texts) // ALONE)][:ALONE]
-        how = scenario.lower().removesuffix("stream")
-        bare, engine = Bare(full), Engine(full, full.setting(full_depth=True))
         point = exits.default_point
-        early = Engine(exits, Setting(make(point.criterion, **point.settings), point.knobs, "benchmark"))
-        ways = {name: partial(getattr(each, how), here) for name, each in zip(WAYS, (bare, engine, early), strict=True)}
-        seconds = timed(ways, rounds)
+        early = Setting(make(point.criterion, **point.settings), point.knobs, "benchmark")
+        ways: dict[str, Callable[[], Any]] = {
+            "runtime": partial(without_engine, full, scenario, here),
+            "full depth": partial(with_engine, full, full.setting(full_depth=True), scenario, here),
+            "exits": partial(with_engine, exits, early, scenario, here),
+        }
+        seconds = interleaved(ways, rounds)
         fraction = token_layers(here, ways["exits"](), exits.runtime.info.num_layers)
         found.append({
             "scenario": scenario, "threads": threads, "lanes": lanes, "texts": len(here), "seconds": seconds,

@@ -13,9 +13,9 @@ from __future__ import annotations
 import argparse
 import shutil
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import numpy as np
 import offramp
 from offramp.bench.export import VARIANTS, Variant, export_run
 from offramp.bench.provenance import provenance, write_result
+from offramp.bench.wallclock import interleaved
 from offramp.calibration.points import OperatingPoint, write_points
 from offramp.cli.common import quiet_transformers
 from offramp.criteria import Criterion, make
@@ -62,12 +63,9 @@ def milliseconds(
         for one, same in zip(first, other, strict=True):
             assert one.exit_layer == same.exit_layer
             assert np.array_equal(one.answer, same.answer)
-    found: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, runtime in ways.items():
-            start = time.perf_counter()
-            answer(runtime, rule, texts, threshold)
-            found[name].append(1000 * (time.perf_counter() - start) / len(texts))
+    runs = {name: partial(answer, runtime, rule, texts, threshold) for name, runtime in ways.items()}
+    seconds = interleaved(runs, rounds, warm_up=False)
+    found = {name: [1000 * each / len(texts) for each in values] for name, values in seconds.items()}
     return {"milliseconds": found, "layers": float(np.mean([one.layers_executed for one in first]))}
 
 

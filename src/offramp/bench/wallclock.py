@@ -7,8 +7,9 @@ down or warms up does so for all.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from offramp.errors import KnobError
 from offramp.inputs.tokens import Encoded
 from offramp.pipeline import Classifier
 
-__all__ = ["Timing", "run_encoded", "time_settings"]
+__all__ = ["Timing", "interleaved", "run_encoded", "time_settings"]
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,19 @@ def time_settings(
     """
     if rounds < 1:
         raise KnobError(f"there must be at least one round, not {rounds}")
-    seconds: dict[str, list[float]] = {name: [] for name in settings}
+    ways = {name: partial(run_encoded, classifier, encoded, setting) for name, setting in settings.items()}
+    return {name: Timing(tuple(values)) for name, values in interleaved(ways, rounds, warm_up=warm_up).items()}
+
+
+def interleaved(
+    ways: Mapping[str, Callable[[], object]], rounds: int, *, warm_up: bool = True
+) -> dict[str, list[float]]:
+    """Seconds of each way, a number a round; with ``warm_up`` one round before them is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     for round_ in range(0 if warm_up else 1, rounds + 1):
-        for name, setting in settings.items():
+        for name, run in ways.items():
             start = time.perf_counter()
-            run_encoded(classifier, encoded, setting)
+            run()
             if round_:
                 seconds[name].append(time.perf_counter() - start)
-    return {name: Timing(tuple(values)) for name, values in seconds.items()}
+    return seconds

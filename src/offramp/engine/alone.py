@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
+import numpy as np
 import numpy.typing as npt
 from array_api_compat import array_namespace, device
 
@@ -19,7 +20,7 @@ from offramp.inputs.batching import pad
 from offramp.runtimes.base import Memory, RunsSingle, Runtime, RuntimeInfo
 from offramp.types import Batch, Knobs, Stage
 
-__all__ = ["Alone", "answers_in_one_call"]
+__all__ = ["Alone", "answers_in_one_call", "in_one_call"]
 
 
 class Alone:
@@ -51,17 +52,12 @@ class Alone:
             DataError: a text without tokens.
         """
         check_tokens(unit)
-        text = unit.encoded
-        # Alone, a text has no padding, so the padding token is never used.
-        inputs = pad([text], [unit.id], pad_token=0, token_types=text.token_types is not None)
-        if not self._in_one_call:
-            return self._by_stages(unit.id, inputs)
-        answer, left = cast("RunsSingle", self._runtime).run_single(inputs, self._settings["threshold"])
-        layers = self._info.stages[left].layers
-        return Finished(unit.id, to_host(answer)[0], layers, layers, left)
+        if self._in_one_call:
+            return in_one_call(self._runtime, unit, self._settings["threshold"])
+        return self._by_stages(unit)
 
-    def _by_stages(self, name: int, inputs: Mapping[str, npt.NDArray[Any]]) -> Finished:
-        hidden, batch = self._runtime.embed(inputs)
+    def _by_stages(self, unit: Unit) -> Finished:
+        hidden, batch = self._runtime.embed(_inputs(unit))
         knobs, state = self._knobs_beside(batch), self._criterion.start(batch.lengths)
         memory: Memory = {}
         cap, executed, stages = self._settings["max_layers"], 0, self._info.stages
@@ -77,7 +73,7 @@ class Alone:
             output, memory = self._runtime.exit(stage, hidden, batch, memory)
             decision, state = decide(self._criterion, stage, replace(output, lengths=batch.lengths), state, knobs)
             if stage.is_last or cap <= stage.layers or bool(decision.leave[0]):
-                return Finished(name, to_host(decision.answer)[0], stage.layers, executed, stage.index)
+                return Finished(unit.id, to_host(decision.answer)[0], stage.layers, executed, stage.index)
         raise AssertionError("no stage was the last one. This is a bug in the runtime's list of stages.")
 
     def _knobs_beside(self, batch: Batch) -> Knobs:
@@ -101,3 +97,15 @@ class Alone:
 def answers_in_one_call(info: RuntimeInfo, criterion: Criterion) -> bool:
     """Whether the runtime takes a text alone through all its stages at once, and leaves as the criterion does."""
     return isinstance(criterion, Scored) and info.single == score_name(criterion)
+
+
+def in_one_call(runtime: Runtime, unit: Unit, threshold: float) -> Finished:
+    """Answer a text through all stages at once, by a runtime that can."""
+    answer, left = cast("RunsSingle", runtime).run_single(_inputs(unit), threshold)
+    layers = runtime.info.stages[left].layers
+    return Finished(unit.id, to_host(answer)[0], layers, layers, left)
+
+
+def _inputs(unit: Unit) -> dict[str, npt.NDArray[np.int64]]:
+    # Alone, a text has no padding, so the padding token is never used.
+    return pad([unit.encoded], [unit.id], pad_token=0, token_types=unit.encoded.token_types is not None)

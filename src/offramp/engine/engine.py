@@ -16,21 +16,21 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from array_api_compat import array_namespace, device
 
 from offramp.criteria.base import Criterion
-from offramp.engine.alone import answers_in_one_call
+from offramp.engine.alone import answers_in_one_call, in_one_call
 from offramp.engine.lanes import Lanes
 from offramp.engine.scheduler import Scheduler
 from offramp.engine.units import Finished, KnobsFor, Unit, check_fits, check_tokens, decide, resolve_knobs, to_host
 from offramp.errors import DataError, KnobError, OfframpError
 from offramp.inputs.batching import pad
 from offramp.inputs.packing import keep, merge, trim
-from offramp.runtimes.base import RunsSingle, Runtime, RuntimeInfo
+from offramp.runtimes.base import Runtime, RuntimeInfo
 from offramp.types import Array, Batch, Decision, Knobs, Stage, State
 
 __all__ = ["Counts", "Engine"]
@@ -224,12 +224,10 @@ class Engine:
 
     def _in_one_call(self, unit: Unit, knobs: Mapping[str, float]) -> Finished:
         """Answer a text that is alone."""
-        inputs = pad([unit.encoded], [unit.id], pad_token=self._pad_token, token_types=bool(self._token_types))
-        answer, left = cast("RunsSingle", self._runtime).run_single(inputs, knobs["threshold"])
-        stage = self._stages[left]
+        finished = in_one_call(self._runtime, unit, knobs["threshold"])
         tokens = len(unit.encoded.tokens)
-        self._count(slice(left + 1), rows=1, tokens=tokens, positions=tokens)
-        return Finished(unit.id, to_host(answer)[0], stage.layers, stage.layers, left)
+        self._count(slice(finished.exit_index + 1), rows=1, tokens=tokens, positions=tokens)
+        return finished
 
     def _compute(self, stage: Stage, rows: _Rows) -> None:
         """Run the layers of a stage."""

@@ -21,7 +21,7 @@ from offramp.inputs.tokens import Encoded
 from offramp.pipeline import Classifier, load
 from offramp.runtimes.base import RuntimeInfo
 
-__all__ = ["open_run", "prepare", "rule_of", "serve", "variant_of"]
+__all__ = ["Bare", "open_run", "prepare", "rule_of", "serve", "variant_of"]
 
 _FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 """Of a run folder, without which it cannot be served."""
@@ -61,7 +61,7 @@ def serve(model: Path, folder: Path, way: Way, settings: Mapping[str, Any]) -> A
         torch.set_num_threads(way.threads)
     classifier = open_run(folder, variant, way)
     if settings.get("bare"):
-        return _Bare(classifier, settings)
+        return Bare(classifier, first=settings["bare"] == "first")
     return _WithEngine(classifier, settings)
 
 
@@ -144,16 +144,16 @@ class _Ran:
         }
 
 
-class _Bare:
+class Bare:
     """The runtime alone, batches sorted by length: what a whole graph costs, or a static exit."""
 
     takes_texts = False
 
-    def __init__(self, classifier: Any, settings: Mapping[str, Any]) -> None:
+    def __init__(self, classifier: Classifier, *, first: bool = False) -> None:
         self._runtime, self._pad_token = classifier.runtime, classifier.tokenizer.pad_token
         self._lanes = classifier.lanes
         stages = self._runtime.info.stages
-        self._stages = stages[:1] if settings["bare"] == "first" else stages
+        self._stages = stages[:1] if first else stages
         self.facts = {
             "dtype": self._runtime.info.dtype,
             "batches": "sorted",
@@ -162,14 +162,17 @@ class _Bare:
         }
 
     def answer(self, texts: Sequence[Encoded], max_rows: int) -> Floats:
-        types = texts[0].token_types is not None
-
         def answer(rows: Any) -> Floats:
-            given = pad([texts[row] for row in rows], rows.tolist(), pad_token=self._pad_token, token_types=types)
-            hidden, batch = self._runtime.embed(given)
-            for stage in self._stages:
-                hidden = self._runtime.run(stage, hidden, batch)
-            logits: Floats = self._runtime.exit(self._stages[-1], hidden, batch, {})[0].logits
-            return logits
+            return self.compute([texts[row] for row in rows], rows.tolist())
 
         return answered(texts, max_rows, answer, lanes=self._lanes)
+
+    def compute(self, texts: Sequence[Encoded], names: Sequence[int]) -> Floats:
+        """Logits [B, C] of one batch."""
+        types = texts[0].token_types is not None
+        given = pad(texts, names, pad_token=self._pad_token, token_types=types)
+        hidden, batch = self._runtime.embed(given)
+        for stage in self._stages:
+            hidden = self._runtime.run(stage, hidden, batch)
+        logits: Floats = self._runtime.exit(self._stages[-1], hidden, batch, {})[0].logits
+        return logits

@@ -67,28 +67,26 @@ class _Work:
         return output
 
 
+def _wide(graph: onnx.GraphProto) -> set[str]:
+    """Names of the matrices that are worth keeping in eight bits."""
+    return {tensor.name for tensor in graph.initializer if len(tensor.dims) == 2 and min(tensor.dims) >= _SMALLEST}
+
+
 def _products(graph: onnx.GraphProto) -> list[NodeProto]:
     """Products over weights worth making int8."""
-    weights = {tensor.name: tensor.dims for tensor in graph.initializer}
-    return [
-        node
-        for node in graph.node
-        if node.op_type == "MatMul"
-        and len(weights.get(node.input[1], ())) == 2
-        and min(weights[node.input[1]]) >= _SMALLEST
-    ]
+    wide = _wide(graph)
+    return [node for node in graph.node if node.op_type == "MatMul" and node.input[1] in wide]
 
 
 def _lookups(graph: onnx.GraphProto) -> list[NodeProto]:
     """Where tokens find their embeddings."""
-    weights = {tensor.name: tensor.dims for tensor in graph.initializer}
+    wide = _wide(graph)
     return [
         node
         for node in graph.node
         if node.op_type == "Gather"
         and node.input[1] == "tokens"
-        and len(weights.get(node.input[0], ())) == 2
-        and min(weights[node.input[0]]) >= _SMALLEST
+        and node.input[0] in wide
         and all(attribute.i == 0 for attribute in node.attribute)
     ]
 
@@ -162,10 +160,9 @@ def _product(
     if kind == "weights":
         _in_blocks(work, source, name, weight, output)
         return
-    peaks = np.abs(weight).max(axis=0)
-    scales = np.where(peaks > 0, peaks / 127, 1.0)
-    work.constant(f"{name}.int8", np.clip(np.round(weight / scales), -127, 127), np.int8)
-    work.constant(f"{name}.scales", scales)
+    steps, scales = _in_steps(weight, axis=0)
+    work.constant(f"{name}.int8", steps, np.int8)
+    work.constant(f"{name}.scales", scales[0])
     given, scale, zero = _activation(work, source, kind, ranges)
     inputs = [given, f"{name}.int8", scale, f"{name}.scales", zero, "", bias or ""]
     while not inputs[-1]:
@@ -177,16 +174,22 @@ def _product(
     work.node("Mul", [f"{output}.unscaled", f"{source}.row"], output)
 
 
+def _in_steps(weight: _Floats, axis: int) -> tuple[_Floats, _Floats]:
+    """Numbers from -127 to 127, and the scale of each line along an axis, which stays with length 1."""
+    peaks = np.abs(weight).max(axis=axis, keepdims=True)
+    scales = np.where(peaks > 0, peaks / 127, 1.0)
+    return np.clip(np.round(weight / scales), -127, 127), scales
+
+
 def _lookup(work: _Work, node: NodeProto) -> None:
     """Write a look-up in a table of int8, a scale a row."""
     (name, tokens), output = node.input, node.output[0]
     table = numpy_helper.to_array(work.weights[name])
-    peaks = np.abs(table).max(axis=1, keepdims=True)
-    scales = np.where(peaks > 0, peaks / 127, 1.0)
-    work.constant(f"{name}.int8", np.clip(np.round(table / scales), -127, 127), np.int8)
+    steps, scales = _in_steps(table, axis=1)
+    work.constant(f"{name}.int8", steps, np.int8)
     work.constant(f"{name}.scales", scales)
-    steps = work.node("Gather", [f"{name}.int8", tokens], f"{output}.int8")
-    numbers = work.node("Cast", [steps], f"{output}.steps", to=onnx.TensorProto.FLOAT)
+    found = work.node("Gather", [f"{name}.int8", tokens], f"{output}.int8")
+    numbers = work.node("Cast", [found], f"{output}.steps", to=onnx.TensorProto.FLOAT)
     scale = work.node("Gather", [f"{name}.scales", tokens], f"{output}.scale")
     work.node("Mul", [numbers, scale], output)
 
@@ -234,9 +237,8 @@ def _in_blocks(work: _Work, source: str, name: str, weight: _Floats, output: str
     padded = np.zeros((outputs, blocks * _BLOCK), dtype=np.float32)
     padded[:, :inputs] = weight.T
     padded = padded.reshape(outputs, blocks, _BLOCK)
-    peaks = np.abs(padded).max(axis=-1)
-    scales = np.where(peaks > 0, peaks / 127, 1.0)
-    work.constant(f"{name}.blocks", np.clip(np.round(padded / scales[..., None]), -127, 127) + 128, np.uint8)
+    steps, scales = _in_steps(padded, axis=-1)
+    work.constant(f"{name}.blocks", steps + 128, np.uint8)
     work.constant(f"{name}.scales", scales.reshape(-1))
     work.node(
         "MatMulNBits", [source, f"{name}.blocks", f"{name}.scales"], output, domain=MICROSOFT,
