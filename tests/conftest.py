@@ -330,3 +330,36 @@ def as_run(tiny_encoder: str, tmp_path_factory: pytest.TempPathFactory) -> Calla
         return folder
 
     return make
+
+
+@pytest.fixture
+def nowhere(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Any]:
+    """``nowhere(model)``: a runtime that defers, on a device with shapes and no numbers.
+
+    Whoever looks at a number gets an error: there is none to wait for. What it fetches is made up.
+    """
+    import copy
+    from contextlib import nullcontext
+
+    import torch
+
+    from offramp.runtimes.torch import TorchRuntime
+
+    # torch knows no autocast on this device; there is nothing it could cast either.
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+
+    class Nowhere(TorchRuntime):
+        def __init__(self, model: Any) -> None:
+            super().__init__(copy.deepcopy(model), device="meta")
+            self._rng = np.random.default_rng(0)
+
+        @property
+        def info(self) -> Any:
+            return replace(super().info, deferred=True)
+
+        def fetch(self, array: Any) -> Callable[[], Any]:
+            assert array.device.type == "meta"
+            shape = tuple(array.shape)
+            return lambda: self._rng.integers(0, 2, shape).astype(np.float32)
+
+    return Nowhere

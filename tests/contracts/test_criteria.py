@@ -164,6 +164,25 @@ def test_same_in_every_array_library(criterion: Criterion) -> None:
                 assert values.dtype == state_xp[key].dtype
 
 
+@pytest.mark.parametrize("criterion", VARIANTS)
+def test_looks_at_no_number(criterion: Criterion) -> None:
+    """On a device without numbers whoever looks at one gets an error; on a GPU he would have to wait for it."""
+    torch = pytest.importorskip("torch")
+
+    def there(array: np.ndarray) -> Any:
+        return torch.empty(array.shape, dtype=getattr(torch, array.dtype.name), device="meta")
+
+    knobs = {name: there(values) for name, values in knobs_of(criterion).items()}
+    outputs = outputs_of(criterion, seed=3)
+    state = criterion.start(there(outputs[0].logits))
+    for stage, output in zip(STAGES, outputs, strict=True):
+        given = ExitOutput(there(output.logits), {name: there(values) for name, values in output.extras.items()})
+        decision, state = criterion.step(stage, given, state, knobs)
+        assert decision.leave.shape == (UNITS,)
+        assert {decision.leave.device.type, decision.answer.device.type} == {"meta"}
+        assert {values.device.type for values in state.values()} <= {"meta"}
+
+
 @every_criterion
 @given(seed=st.integers(0, 10_000), data=st.data())
 @settings(max_examples=25, deadline=None)

@@ -287,6 +287,16 @@ def test_the_engine_equals_the_replay(
         np.testing.assert_allclose(answers, expected.answers[chosen], atol=2e-5, rtol=1e-5)
 
 
+def test_the_host_need_not_look_before_it_is_told(
+    recipe: Recipe, trace: Trace, runtime: Any, texts: list[Encoded], nowhere: Callable[[Any], Any]
+) -> None:
+    """On a GPU each look would have to wait until all that is queued is done."""
+    engine = Engine(nowhere(runtime.model), recipe.criterion(trace.problem_type), pad_token=0, max_rows=8)
+    finished = list(engine.run(Unit(i, text) for i, text in enumerate(texts)))
+    assert sorted(one.id for one in finished) == list(range(len(texts)))
+    assert trace.num_exits == 1 or len({one.exit_index for one in finished}) > 1
+
+
 def test_knobs_are_monotone(recipe: Recipe, trace: Trace, outcomes: Points) -> None:
     """Each of them, wherever the others stand."""
     for place, name in enumerate(recipe.criterion(trace.problem_type).knobs):

@@ -64,6 +64,29 @@ class InTorch:
         return Batch(batch.ids.numpy(), batch.tokens.numpy(), batch.lengths.numpy())
 
 
+class Deferring(InTorch):
+    """Says when what is asked of it, and when the host has to wait for it."""
+
+    def __init__(self, fake: FakeRuntime) -> None:
+        super().__init__(fake)
+        self.info = replace(fake.info, deferred=True)
+        self.seen: list[str] = []
+
+    def send(self, array):
+        return torch.from_numpy(array)
+
+    def exit(self, stage, hidden, batch, memory):
+        self.seen.append(f"exit {stage.index}")
+        return super().exit(stage, hidden, batch, memory)
+
+    def fetch(self, array):
+        def wait():
+            self.seen.append("wait")
+            return array.numpy()
+
+        return wait
+
+
 @cache
 def fake(memory: bool) -> FakeRuntime:
     return FakeRuntime(4, memory=memory, hidden_size=4, plain_last=memory)
@@ -109,17 +132,18 @@ ACTION = st.one_of(
     actions=st.lists(ACTION, max_size=25),
     name=st.sampled_from(sorted(CRITERIA)),
     memory=st.booleans(),
-    in_torch=st.booleans(),
+    in_torch=st.sampled_from(["", "at once", "deferring"]),
     max_rows=st.integers(1, 5),
     max_tokens=st.sampled_from([None, 6, 25]),
     patience_steps=st.integers(0, 5),
     hold=st.integers(1, 3),
     go_on=st.sampled_from([0, 10, math.inf]),
+    ahead=st.sampled_from([None, 0, 1, 3]),
 )
 def test_any_interleaving_finishes_each_unit_once_as_the_reference_would(
-    actions, name, memory, in_torch, max_rows, max_tokens, patience_steps, hold, go_on
+    actions, name, memory, in_torch, max_rows, max_tokens, patience_steps, hold, go_on, ahead
 ):
-    runtime = InTorch(fake(memory)) if in_torch else fake(memory)
+    runtime = (Deferring if in_torch == "deferring" else InTorch)(fake(memory)) if in_torch else fake(memory)
     engine = Engine(
         runtime,
         CRITERIA[name],
@@ -129,7 +153,9 @@ def test_any_interleaving_finishes_each_unit_once_as_the_reference_would(
         patience_steps=patience_steps,
         hold=hold,
         go_on=go_on,
+        ahead=ahead,
     )
+    ahead = runtime.info.deferred if ahead is None else ahead
     chosen: dict[int, int] = {}  # unit -> which knobs
     finished: dict[int, object] = {}
     cancelled: set[int] = set()
@@ -139,7 +165,8 @@ def test_any_interleaving_finishes_each_unit_once_as_the_reference_would(
             assert one.id not in finished
             assert one.id not in cancelled
             finished[one.id] = one
-        assert engine.in_flight <= (len(runtime.info.stages) - 1) * (hold * max_rows - 1) + max_rows
+        bound = (len(runtime.info.stages) - 1) * (hold * max_rows - 1) + max_rows
+        assert engine.in_flight <= bound + ahead * max_rows
 
     for action, n, which in actions:
         if action == "add":
@@ -193,13 +220,42 @@ def test_nothing_is_compacted_where_all_stay_or_all_leave(monkeypatch):
     def no(*_):
         raise AssertionError("a needless copy")
 
-    for name in ("keep", "merge", "trim"):
+    for name in ("take", "merge", "trim"):
         monkeypatch.setattr(module, name, no)
     engine = Engine(fake(False), Depth(), pad_token=0, waste=float("inf"))
     engine.add(units(range(6)), {"layers": 3})
     assert len(finish(engine)) == 6
     assert engine.counts.batches.tolist() == [1, 1, 1, 0]
     assert engine.counts.rows.tolist() == [6, 6, 6, 0]
+
+
+def test_the_next_batch_is_queued_before_the_host_waits():
+    runtime = Deferring(fake(False))
+    engine = Engine(runtime, Depth(), pad_token=0, max_rows=2, hold=1, waste=math.inf)
+    engine.add(units(range(4)), {"layers": 2})  # exit 0 is not asked, at exit 1 all leave
+    assert [len(engine.step()) for _ in range(6)] == [0, 0, 0, 2, 2, 0]
+    assert runtime.seen == ["exit 1", "exit 1", "wait", "wait"]
+    engine = Engine(runtime, Depth(), pad_token=0, max_rows=2, hold=1, waste=math.inf, ahead=0)
+    engine.add(units(range(4)), {"layers": 2})
+    finish(engine)
+    assert runtime.seen[4:] == ["exit 1", "wait"] * 2
+
+
+def test_units_with_an_exit_are_here_and_can_be_cancelled():
+    engine = Engine(Deferring(fake(False)), Depth(), pad_token=0, max_rows=3, waste=math.inf)
+    engine.add(units(range(3)), {"layers": 1})
+    assert engine.step() == []
+    assert engine.busy
+    assert (engine.waiting, engine.in_flight) == (0, 3)
+    with pytest.raises(DataError, match="unit 1 is already in the engine"):
+        engine.add(units([1]))
+    assert engine.cancel([1, 7]) == [1]
+    assert engine.in_flight == 2
+    assert [one.id for one in engine.step()] == [0, 2]
+    engine.add(units([4, 5]), {"layers": 1})
+    engine.step()
+    assert sorted(engine.cancel([4, 5])) == [4, 5]
+    assert not engine.busy
 
 
 def test_a_hard_text_is_not_starved_by_easy_ones():
@@ -303,7 +359,9 @@ def test_a_criterion_that_does_not_fit_is_refused():
             make(FakeRuntime(distances=False), EDR())
 
 
-@pytest.mark.parametrize("wrong", [{"max_rows": 0}, {"max_tokens": 0}, {"patience_steps": -1}, {"waste": 0.5}])
+@pytest.mark.parametrize(
+    "wrong", [{"max_rows": 0}, {"max_tokens": 0}, {"patience_steps": -1}, {"waste": 0.5}, {"ahead": -1}]
+)
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(KnobError):
         entropy_engine(**wrong)
@@ -373,9 +431,15 @@ def test_bfloat16_answers_come_out_as_float32():
 
 
 @settings(deadline=None, max_examples=25)
-@given(n=st.integers(0, 70), chunk=st.integers(1, 40), max_rows=st.integers(1, 6), which=st.integers(0, 3))
-def test_streams_answer_everybody_and_keep_order_where_asked(n, chunk, max_rows, which):
-    engine = entropy_engine(max_rows=max_rows)
+@given(
+    n=st.integers(0, 70),
+    chunk=st.integers(1, 40),
+    max_rows=st.integers(1, 6),
+    which=st.integers(0, 3),
+    ahead=st.integers(0, 2),
+)
+def test_streams_answer_everybody_and_keep_order_where_asked(n, chunk, max_rows, which, ahead):
+    engine = entropy_engine(max_rows=max_rows, ahead=ahead)
     knobs = KNOBS["entropy"][which]
     anyhow = list(engine.run(units(range(n)), knobs, chunk=chunk))
     assert sorted(one.id for one in anyhow) == list(range(n))

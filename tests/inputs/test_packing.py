@@ -136,7 +136,7 @@ def test_trim_cuts_to_the_longest_row_and_only_then() -> None:
 
 def test_what_does_not_fit_together_is_refused() -> None:
     mask = np.array([True, False])
-    with pytest.raises(ValueError, match="2 rows, but an array beside it has 3"):
+    with pytest.raises(ValueError, match="2 rows to take from, but an array among them has 3"):
         keep(mask, {"a": np.zeros(3)})
     with pytest.raises(ValueError, match="nothing to merge"):
         merge([])

@@ -24,6 +24,7 @@ from offramp.engine.units import Unit
 from offramp.errors import KnobError, RunError
 from offramp.inputs.batching import pad
 from offramp.inputs.tokens import Encoded, Tokenizer
+from offramp.model.backbone import SUPPORTED
 from offramp.model.exits import ExitSettings
 from offramp.runtimes.torch import TorchRuntime
 from offramp.traces.replay import replay, scores
@@ -230,3 +231,12 @@ def test_a_trained_run_answers_as_its_trace(trained: Path, toy_data: Callable[[s
     exits, labels, _ = serve(TorchRuntime.from_folder(trained, device="cpu"), EDR(), knobs, texts, max_rows)
     assert exits == trace.layers[expected.exits].tolist()
     assert labels == expected.answers.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("family", sorted(set(SUPPORTED) - {"xlm-roberta"}))  # that one is roberta
+def test_no_family_has_the_host_wait(family: str, tiny_model: Make, nowhere: Make, texts: list[Encoded]) -> None:
+    """From tokens to who leaves: masks, layers, exits and criterion look at no number."""
+    engine = Engine(nowhere(tiny_model(family, DISTANT)), EDR(), pad_token=0, max_rows=8)
+    finished = list(engine.run_in_order(Unit(i, text) for i, text in enumerate(texts)))
+    assert [one.id for one in finished] == list(range(len(texts)))
+    assert len({one.exit_index for one in finished}) > 1

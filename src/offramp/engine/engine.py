@@ -5,8 +5,9 @@ what it declares, and a criterion through ``start`` and ``step``; which batch ru
 
 A text alone in its batch goes through all stages in one call, where the runtime has one for the criterion.
 
-What the host needs to know of a row (its id, length, cap) is kept in numpy beside the runtime's arrays, so that
-one stage costs one transfer: who leaves, and with which answer.
+What the host needs to know of a row (its id, length, knobs) is kept in numpy beside the runtime's arrays, so that
+one stage costs one transfer: who leaves, and with which answer. Where a GPU computes, even that is not waited for: the
+next batch is queued first (``ahead``), so that the GPU has work while the host reads what the batch before said.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,12 +27,13 @@ from offramp.criteria.base import Criterion
 from offramp.engine.alone import answers_in_one_call, in_one_call
 from offramp.engine.lanes import Lanes
 from offramp.engine.scheduler import Scheduler
-from offramp.engine.units import Finished, KnobsFor, Unit, check_fits, check_tokens, decide, resolve_knobs, to_host
+from offramp.engine.transfers import Told, Transfers
+from offramp.engine.units import Finished, KnobsFor, Unit, check_fits, check_tokens, decide, resolve_knobs
 from offramp.errors import DataError, KnobError, OfframpError
 from offramp.inputs.batching import pad
-from offramp.inputs.packing import keep, merge, trim
+from offramp.inputs.packing import merge, take, trim
 from offramp.runtimes.base import Runtime, RuntimeInfo
-from offramp.types import Array, Batch, Decision, Knobs, Stage, State
+from offramp.types import Array, Batch, Knobs, Stage, State
 
 __all__ = ["Counts", "Engine"]
 
@@ -59,15 +61,25 @@ class _Rows:
 
     ids: _Int
     lengths: _Int
-    caps: npt.NDArray[np.float64]
-    """Knob ``max_layers``."""
+    knobs: Mapping[str, npt.NDArray[np.float64]]
+    """The criterion's, and ``max_layers``: in numpy, and sent where an exit is asked."""
     executed: _Int
     """Layers computed for it so far."""
     hidden: Array
     batch: Batch
     state: State
-    knobs: Knobs
     memory: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(eq=False, slots=True)
+class _Asked:
+    """Rows that are with an exit: who of them leaves is on its way to the host."""
+
+    stage: Stage
+    rows: _Rows
+    told: Told
+    ids: set[int]
+    """Of rows that nobody cancelled since."""
 
 
 class Engine:
@@ -88,6 +100,8 @@ class Engine:
             company. None: by what a stage costs, where the runtime says; or else what is right on a CPU, where a token
             costs the same in any batch of more than about a hundred (docs/performance.md).
         lanes: batches that ``run`` and ``run_in_order`` compute side by side, each by a thread of its own.
+        ahead: batches that are queued before the host reads what an exit said of one. They wait for nothing, and no
+            text computes more for it. None: one where the runtime defers, or else none.
 
     Raises:
         UnsupportedError: the criterion does not fit the runtime's model.
@@ -110,10 +124,14 @@ class Engine:
         hold: int = 8,
         go_on: float | None = None,
         lanes: int = 1,
+        ahead: int | None = None,
     ) -> None:
         check_fits(criterion, runtime.info)
         if lanes < 1:
             raise KnobError(f"lanes must be 1 or more, not {lanes}")
+        self._ahead = int(runtime.info.deferred) if ahead is None else ahead
+        if self._ahead < 0:
+            raise KnobError(f"ahead must be 0 or more, not {ahead}")
         self._lanes = lanes
         self._lock = threading.Lock()  # around all but computing: steps may be taken by several threads
         self._runtime, self._criterion, self._pad_token, self._max_rows = runtime, criterion, pad_token, max_rows
@@ -130,13 +148,15 @@ class Engine:
         )
         self._inputs: dict[int, tuple[Unit, Mapping[str, float]]] = {}
         self._parked: list[list[_Rows]] = [[] for _ in self._stages]
+        self._asked: deque[_Asked] = deque()
+        self._transfers = Transfers(runtime)
         self._token_types: bool | None = None
         self.counts = Counts(*(np.zeros(len(self._stages), dtype=np.int64) for _ in range(4)))
 
     @property
     def busy(self) -> bool:
-        """Units are waiting or parked: there is something for ``step`` to do."""
-        return len(self._scheduler) > 0
+        """Units are waiting, parked, or with an exit: there is something for ``step`` to do."""
+        return len(self._scheduler) > 0 or bool(self._asked)
 
     @property
     def waiting(self) -> int:
@@ -145,10 +165,10 @@ class Engine:
 
     @property
     def in_flight(self) -> int:
-        """Units parked between stages: at most (stages - 1) x (hold x max_rows - 1) + max_rows after any step, and
-        max_rows more for every further lane.
+        """Units between stages: at most (stages - 1) x (hold x max_rows - 1) + max_rows after any step, and max_rows
+        more for every further lane and every batch ``ahead``.
         """
-        return len(self._scheduler) - self._scheduler.waiting
+        return len(self._scheduler) - self._scheduler.waiting + sum(len(asked.ids) for asked in self._asked)
 
     def add(self, units: Sequence[Unit], knobs: KnobsFor = None) -> None:
         """Take units in. Nothing is computed yet, and nothing is taken where any of them is refused.
@@ -176,7 +196,7 @@ class Engine:
         seen: set[int] = set()
         types = self._token_types
         for unit in units:
-            if unit.id in seen or unit.id in self._scheduler:
+            if unit.id in seen or unit.id in self._scheduler or any(unit.id in asked.ids for asked in self._asked):
                 raise DataError(f"unit {unit.id} is already in the engine: give every unit an id of its own")
             check_tokens(unit)
             has = unit.encoded.token_types is not None
@@ -187,7 +207,8 @@ class Engine:
         return types
 
     def step(self) -> list[Finished]:
-        """Run one batch through one stage. Returns those that left, in no particular order.
+        """Run one batch through one stage. Returns those that left, in no particular order: of that batch, or of one
+        whose exit was asked ``ahead`` batches before.
 
         Several threads may do so at once. Where the runtime or criterion raises, the units of that batch are gone from
         the engine; the others go on.
@@ -195,13 +216,21 @@ class Engine:
         with self._lock:
             work = self._scheduler.next()
             if work is None:
-                return []
-            inputs = [self._inputs.pop(unit) for unit in work.ids] if work.stage == 0 else []
-            parked = self._take(work.stage, work.ids) if work.stage else []
+                asked = self._asked.popleft() if self._asked else None
+            elif work.stage:
+                parked = self._take(work.stage, work.ids)
+            else:
+                inputs = [self._inputs.pop(unit) for unit in work.ids]
+        if work is None:
+            return [] if asked is None else self._settle(asked)
+        if work.stage:
+            return self._through(self._stages[work.stage], _fit(_merge(parked)))
         if self._runs_single and len(inputs) == 1 and inputs[0][1]["max_layers"] >= self._stages[-1].layers:
             return [self._in_one_call(*inputs[0])]
-        stage = self._stages[work.stage]
-        rows = _fit(_merge(parked)) if parked else self._admit(inputs)
+        return self._through(self._stages[0], self._admit(inputs))
+
+    def _through(self, stage: Stage, rows: _Rows) -> list[Finished]:
+        """Run a stage and ask its exit. Returns those that left, where it is their turn to be known."""
         all_go_on = self._nobody_leaves(stage, rows)
         # Where the next model starts from the inputs, nobody would need what this one computes.
         if not (all_go_on and self._stages[stage.index + 1].starts_from == "inputs"):
@@ -209,14 +238,35 @@ class Engine:
         if all_go_on:
             self._park(stage.index + 1, rows, np.ones(len(rows.ids), dtype=bool))
             return []
+        asked = self._ask(stage, rows)
+        with self._lock:
+            self._asked.append(asked)
+            if len(self._asked) <= self._ahead:
+                return []
+            asked = self._asked.popleft()
+        return self._settle(asked)
+
+    def _ask(self, stage: Stage, rows: _Rows) -> _Asked:
+        """What the exit of a stage says, on its way to the host."""
         output, memory = self._runtime.exit(stage, rows.hidden, rows.batch, rows.memory)
         output = replace(output, lengths=rows.batch.lengths)
-        decision, state = decide(self._criterion, stage, output, rows.state, rows.knobs)
-        leave, answers = _decided(decision)
-        leave = leave | (rows.caps <= stage.layers) | stage.is_last
-        if not leave.all():
-            rows.memory, rows.state = memory, state
-            self._park(stage.index + 1, rows, ~leave)
+        send = partial(self._transfers.send, like=rows.batch.lengths)
+        knobs: Knobs = {name: send(rows.knobs[name]) for name in self._criterion.knobs}
+        decision, state = decide(self._criterion, stage, output, rows.state, knobs)
+        rows.memory, rows.state = memory, state
+        return _Asked(stage, rows, self._transfers.fetch(decision), set(rows.ids.tolist()))
+
+    def _settle(self, asked: _Asked) -> list[Finished]:
+        """Part those that leave from those that go on."""
+        stage, rows = asked.stage, asked.rows
+        leave, answers = asked.told()
+        leave = leave | (rows.knobs["max_layers"] <= stage.layers) | stage.is_last
+        stay = ~leave
+        if len(asked.ids) < len(leave):
+            here = np.array([row in asked.ids for row in rows.ids.tolist()])
+            leave, stay = leave & here, stay & here
+        if stay.any():
+            self._park(stage.index + 1, rows, stay)
         return [
             Finished(int(rows.ids[row]), answers[row].copy(), stage.layers, int(rows.executed[row]), stage.index)
             for row in np.flatnonzero(leave)
@@ -238,21 +288,31 @@ class Engine:
 
     def _nobody_leaves(self, stage: Stage, rows: _Rows) -> bool:
         """Whether it is known, without running the exit, that all rows go on."""
-        if stage.is_last or self._runtime.info.remembers or (rows.caps <= stage.layers).any():
+        if stage.is_last or self._runtime.info.remembers or (rows.knobs["max_layers"] <= stage.layers).any():
             return False
         leave = self._criterion.foresees(stage, rows.knobs)
-        return leave is not None and not to_host(leave).any()
+        return leave is not None and not leave.any()
 
     def cancel(self, ids: Iterable[int]) -> list[int]:
         """Forget units that have not finished. Returns those that were here; they will not come out."""
+        wanted = set(ids)
         with self._lock:
-            found = self._scheduler.drop(ids)
+            found = self._scheduler.drop(wanted)
             for unit, stage in found.items():
                 if stage == 0:
                     del self._inputs[unit]
             for stage in sorted(set(found.values()) - {0}):
                 self._take(stage, [unit for unit, where in found.items() if where == stage])
-            return list(found)
+            return [*found, *self._forget(wanted)]
+
+    def _forget(self, ids: set[int]) -> list[int]:
+        """Cancel units that are with an exit. Returns those that were."""
+        found: list[int] = []
+        for asked in self._asked:
+            found += asked.ids & ids
+            asked.ids -= ids
+        self._asked = deque(asked for asked in self._asked if asked.ids)
+        return found
 
     def run(
         self, units: Iterable[Unit], knobs: Mapping[str, float] | None = None, *, chunk: int = 1024
@@ -331,7 +391,8 @@ class Engine:
 
     def _clear(self) -> None:
         """Forget all units: whoever reads a stream may stop in the middle."""
-        self.cancel([*self._inputs, *(int(row) for groups in self._parked for rows in groups for row in rows.ids)])
+        parked = (int(row) for groups in self._parked for rows in groups for row in rows.ids)
+        self.cancel([*self._inputs, *parked, *(row for asked in self._asked for row in asked.ids)])
 
     def _count(self, stages: int | slice, *, rows: int, tokens: int, positions: int) -> None:
         """One batch more at a stage, or at each of several."""
@@ -347,17 +408,14 @@ class Engine:
         texts, settings = [unit.encoded for unit, _ in taken], [each for _, each in taken]
         inputs = pad(texts, ids, pad_token=self._pad_token, token_types=bool(self._token_types))
         hidden, batch = self._runtime.embed(inputs)
-        columns = {name: np.array([each[name] for each in settings], dtype=np.float64) for name in settings[0]}
-        xp, where = array_namespace(batch.lengths), device(batch.lengths)
         return _Rows(
             ids=inputs["ids"],
             lengths=inputs["lengths"],
-            caps=columns["max_layers"],
+            knobs={name: np.array([each[name] for each in settings], dtype=np.float64) for name in settings[0]},
             executed=np.zeros(len(ids), dtype=np.int64),
             hidden=hidden,
             batch=batch,
             state=self._criterion.start(batch.lengths),
-            knobs={name: xp.asarray(columns[name], device=where) for name in self._criterion.knobs},
         )
 
     def _take(self, stage: int, ids: list[int]) -> list[_Rows]:
@@ -372,19 +430,29 @@ class Engine:
         for rows in groups:
             wanted = np.array([row in these for row in rows.ids.tolist()])
             if wanted.any():
-                taken.append(_keep(wanted, rows))
+                taken.append(self._keep(wanted, rows))
             if not wanted.all():
-                self._parked[stage].append(_keep(~wanted, rows))
+                self._parked[stage].append(self._keep(~wanted, rows))
         return taken
 
     def _park(self, stage: int, rows: _Rows, stay: npt.NDArray[np.bool_]) -> None:
         """Compact the rows that stay: drop the others, then the padding that only the others needed."""
         if self._stages[stage].starts_from == "inputs":
             rows.hidden = _nothing(rows.hidden)
-        rows = _fit(_keep(stay, rows))
+        rows = _fit(self._keep(stay, rows))
         with self._lock:
             self._parked[stage].append(rows)
             self._scheduler.put(stage, rows.ids.tolist(), rows.lengths.tolist())
+
+    def _keep(self, mask: npt.NDArray[np.bool_], rows: _Rows) -> _Rows:
+        """The rows where the mask is true; where that is all of them, nothing is copied."""
+        if mask.all():
+            return rows
+        numbers = self._transfers.send(np.flatnonzero(mask), rows.batch.lengths)
+        there = (rows.hidden, rows.batch, rows.state, rows.memory)
+        hidden, batch, state, memory = take(numbers, there, len(rows.ids))
+        knobs = {name: column[mask] for name, column in rows.knobs.items()}
+        return _Rows(rows.ids[mask], rows.lengths[mask], knobs, rows.executed[mask], hidden, batch, state, memory)
 
 
 def _enough_tokens(info: RuntimeInfo) -> float:
@@ -398,18 +466,6 @@ def _check_new(units: Sequence[Unit], done: Mapping[int, Finished]) -> None:
             raise DataError(f"unit {unit.id} came twice: give every unit an id of its own")
 
 
-def _keep(mask: npt.NDArray[np.bool_], rows: _Rows) -> _Rows:
-    """The rows where the mask is true; where that is all of them, nothing is copied."""
-    if mask.all():
-        return rows
-    xp = array_namespace(rows.batch.lengths)
-    there = xp.asarray(mask, device=device(rows.batch.lengths))
-    hidden, batch, state, knobs, memory = keep(there, (rows.hidden, rows.batch, rows.state, rows.knobs, rows.memory))
-    return _Rows(
-        rows.ids[mask], rows.lengths[mask], rows.caps[mask], rows.executed[mask], hidden, batch, state, knobs, memory
-    )
-
-
 def _nothing(hidden: Array) -> Array:
     """[B, L, H] -> [B, L, 0]: what is kept of hidden states that no stage will read, so that none are moved about."""
     xp = array_namespace(hidden)
@@ -419,27 +475,16 @@ def _nothing(hidden: Array) -> Array:
 def _merge(groups: Sequence[_Rows]) -> _Rows:
     if len(groups) == 1:
         return groups[0]
-    hidden, batch, state, knobs, memory = merge(
-        [(rows.hidden, rows.batch, rows.state, rows.knobs, rows.memory) for rows in groups]
-    )
-    columns = zip(*((rows.ids, rows.lengths, rows.caps, rows.executed) for rows in groups), strict=True)
-    ids, lengths, caps, executed = (np.concatenate(column) for column in columns)
-    return _Rows(ids, lengths, caps, executed, hidden, batch, state, knobs, memory)
+    hidden, batch, state, memory = merge([(rows.hidden, rows.batch, rows.state, rows.memory) for rows in groups])
+    columns = zip(*((rows.ids, rows.lengths, rows.executed) for rows in groups), strict=True)
+    ids, lengths, executed = (np.concatenate(column) for column in columns)
+    knobs = {name: np.concatenate([rows.knobs[name] for rows in groups]) for name in groups[0].knobs}
+    return _Rows(ids, lengths, knobs, executed, hidden, batch, state, memory)
 
 
 def _fit(rows: _Rows) -> _Rows:
-    """Cut padding that no row needs. The lengths are known here, so a batch that fits costs no transfer."""
-    if int(rows.lengths.max()) == rows.batch.tokens.shape[1]:
-        return rows
-    rows.hidden, rows.batch = trim(rows.hidden, rows.batch)
+    """Cut padding that no row needs."""
+    longest = int(rows.lengths.max())
+    if longest < rows.batch.tokens.shape[1]:
+        rows.hidden, rows.batch = trim(rows.hidden, rows.batch, longest)
     return rows
-
-
-def _decided(decision: Decision) -> tuple[npt.NDArray[np.bool_], npt.NDArray[Any]]:
-    """Who leaves [B] and the answers [B, C] in one transfer, as a column beside the answers."""
-    if isinstance(decision.leave, np.ndarray) and isinstance(decision.answer, np.ndarray):
-        return decision.leave, to_host(decision.answer)
-    xp = array_namespace(decision.answer)
-    leave = xp.astype(decision.leave, decision.answer.dtype)
-    host = to_host(xp.concat([decision.answer, leave[:, None]], axis=1))
-    return host[:, -1] != 0, host[:, :-1]

@@ -1,5 +1,7 @@
 """The only two ways a batch changes: ``keep`` some rows, ``merge`` several batches into one; and ``trim``.
 
+``take`` is ``keep`` for whoever knows the numbers of the rows: on a GPU a mask would have to be looked at first.
+
 Everything that travels with a row (hidden states, batch, memory, state, knobs) goes through the same two functions,
 so that no part can fall out of step with another: ``merge`` of what ``keep`` split is what was there, up to the order
 of the rows and padding. These calls stand between all stages, where microseconds count: the mask is turned into
@@ -19,7 +21,7 @@ from array_api_compat import array_namespace, device, is_torch_array
 
 from offramp.types import Array, Batch
 
-__all__ = ["keep", "merge", "trim"]
+__all__ = ["keep", "merge", "take", "trim"]
 
 Tree = TypeVar("Tree")
 
@@ -38,20 +40,35 @@ def keep(mask: Array, tree: Tree) -> Tree:
     Raises:
         ValueError: an array has not as many rows as the mask (looked at only where rows are dropped).
     """
-    xp = array_namespace(mask)
-    rows = xp.nonzero(mask)[0]
+    rows = array_namespace(mask).nonzero(mask)[0]
     total = mask.shape[0]
-    if rows.shape[0] == total:
-        return tree
-    # The compat layer wraps negative numbers first, which triples the cost of torch's own call; there are none here.
-    own_call = is_torch_array(mask)
+    return tree if rows.shape[0] == total else take(rows, tree, total)
 
-    def take(array: Array) -> Array:
+
+def take(rows: Array, tree: Tree, total: int) -> Tree:
+    """The rows of these numbers, in the order of the numbers.
+
+    Args:
+        rows: [B'] int64, of the library and on the device of the arrays.
+        tree: arrays [B, ...].
+        total: B.
+
+    Returns:
+        A tree of the same shape (mappings become dicts) with arrays [B', ...] of the same dtypes.
+
+    Raises:
+        ValueError: an array has not ``total`` rows.
+    """
+    xp = array_namespace(rows)
+    # The compat layer wraps negative numbers first, which triples the cost of torch's own call; there are none here.
+    own_call = is_torch_array(rows)
+
+    def of(array: Array) -> Array:
         if array.shape[0] != total:  # taking rows by number would not notice an array that is too long
-            raise ValueError(f"the mask has {total} rows, but an array beside it has {array.shape[0]}")
+            raise ValueError(f"there are {total} rows to take from, but an array among them has {array.shape[0]}")
         return array.index_select(0, rows) if own_call else xp.take(array, rows, axis=0)
 
-    return cast("Tree", _walk(take, tree))
+    return cast("Tree", _walk(of, tree))
 
 
 def _walk(change: Callable[[Array], Array], tree: Any) -> Any:
@@ -127,12 +144,13 @@ def _concat(arrays: Sequence[Array]) -> Array:
     return merged
 
 
-def trim(hidden: Array, batch: Batch) -> tuple[Array, Batch]:
+def trim(hidden: Array, batch: Batch, longest: int | None = None) -> tuple[Array, Batch]:
     """Cut padding that no remaining row needs: axis 1 down to the longest row. Best called after ``keep``.
 
     Args:
         hidden: [B, L, H].
         batch: of the same rows; tokens [B, L].
+        longest: max(lengths), for whoever knows it: on a GPU it would have to be waited for. None: looked up.
 
     Returns:
         hidden [B, L', H] and the batch with tokens [B, L'], L' = max(lengths): views, or what went in where nothing
@@ -140,7 +158,8 @@ def trim(hidden: Array, batch: Batch) -> tuple[Array, Batch]:
     """
     if batch.lengths.shape[0] == 0:
         return hidden, batch
-    longest = int(array_namespace(batch.lengths).max(batch.lengths))
+    if longest is None:
+        longest = int(array_namespace(batch.lengths).max(batch.lengths))
     if longest >= hidden.shape[1]:
         return hidden, batch
     types = None if batch.token_types is None else batch.token_types[:, :longest]

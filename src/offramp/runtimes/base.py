@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy.typing as npt
 
 from offramp.types import Array, Batch, ExitOutput, ProblemType, Stage
 
-__all__ = ["Memory", "RunsSingle", "Runtime", "RuntimeInfo", "StageCost"]
+__all__ = ["Defers", "Memory", "RunsSingle", "Runtime", "RuntimeInfo", "StageCost"]
 
 Memory = Mapping[str, Array]
 """What heads remember of each unit between exits: name -> array whose first axis is the unit."""
@@ -51,6 +53,8 @@ class RuntimeInfo:
     """The score (``criteria.base.score_name``) by which ``run_single`` answers a text; empty: it cannot."""
     device: str = "cpu"
     """Where it computes."""
+    deferred: bool = False
+    """Its arrays are promises: work is queued on a device, and whoever looks at a number waits. See ``Defers``."""
     cost: StageCost | None = None
     """Of a stage, as it was measured; None: it was not."""
 
@@ -84,6 +88,16 @@ class Runtime(Protocol):
 
     def exit(self, stage: Stage, hidden: Array, batch: Batch, memory: Memory) -> tuple[ExitOutput, Memory]:
         """What the exit at the end of a stage says."""
+
+
+class Defers(Protocol):
+    """What a runtime can do besides, where its info says ``deferred``: move arrays without making the host wait."""
+
+    def send(self, array: npt.NDArray[Any]) -> Array:
+        """An array of the host as one of this runtime, queued behind what it has still to do."""
+
+    def fetch(self, array: Array) -> Callable[[], npt.NDArray[Any]]:
+        """Begin to bring an array of floats to the host. What is returned waits for it, not for what came after it."""
 
 
 class RunsSingle(Protocol):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -45,6 +47,7 @@ class TorchRuntime:
             remembers=any(head.remembers for head in self.model.offramp.early),  # type: ignore[union-attr]
             full_layers=self._cuts[-1].num_layers if self.model.offramp.members else None,  # type: ignore[union-attr]
             device=str(self.device),
+            deferred=self.device.type == "cuda",
         )
 
     @classmethod
@@ -76,10 +79,10 @@ class TorchRuntime:
     def embed(self, inputs: Mapping[str, Array]) -> tuple[Tensor, Batch]:
         """Token and position embeddings; see ``runtimes.base.Runtime``."""
         batch = Batch(
-            ids=self._tensor(inputs["ids"]),
-            tokens=self._tensor(inputs["tokens"]),
-            lengths=self._tensor(inputs["lengths"]),
-            token_types=self._tensor(inputs["token_types"]) if "token_types" in inputs else None,
+            ids=self.send(inputs["ids"]),
+            tokens=self.send(inputs["tokens"]),
+            lengths=self.send(inputs["lengths"]),
+            token_types=self.send(inputs["token_types"]) if "token_types" in inputs else None,
         )
         return self._cuts[0].embed(batch.tokens, batch.lengths, batch.token_types), batch
 
@@ -99,5 +102,21 @@ class TorchRuntime:
         extras = {name: value.float() for name, value in output.extras.items()}
         return ExitOutput(output.logits.float(), extras), memory
 
-    def _tensor(self, array: Array) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+    def send(self, array: Array) -> Tensor:
+        """An array of the host on this device; see ``runtimes.base.Defers``."""
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        # From memory that may be paged out, a GPU cannot copy while the host goes on.
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self._info.deferred else tensor.to(self.device)
+
+    def fetch(self, array: Tensor) -> Callable[[], npt.NDArray[Any]]:
+        """Begin to bring an array to the host; see ``runtimes.base.Defers``."""
+        host = torch.empty(array.shape, dtype=array.dtype, pin_memory=True)
+        host.copy_(array, non_blocking=True)
+        there: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        there.record(torch.cuda.current_stream(self.device))
+
+        def wait() -> npt.NDArray[Any]:
+            there.synchronize()
+            return host.numpy()
+
+        return wait

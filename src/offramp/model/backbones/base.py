@@ -76,8 +76,18 @@ class Cut(ABC):
 
     def context(self, hidden: Tensor, lengths: Tensor) -> Context:
         """What the layers share, for the batch as it is now. Cheap; call it once per stage."""
-        mask = lengths_to_mask(lengths, hidden.shape[1])
-        return Context(create_bidirectional_mask(config=self.config, inputs_embeds=hidden, attention_mask=mask))
+        return Context(create_bidirectional_mask(**self.mask_arguments(hidden, lengths)))
+
+    def mask_arguments(self, hidden: Tensor, lengths: Tensor) -> dict[str, Any]:
+        """What transformers makes an attention mask from."""
+        return {
+            "config": self.config,
+            "inputs_embeds": hidden,
+            "attention_mask": lengths_to_mask(lengths, hidden.shape[1]),
+            # Whether anything is padded, and a mask is needed at all, is known at once on a CPU only: elsewhere the
+            # host would have to wait for all that is queued.
+            "allow_is_bidirectional_skip": hidden.device.type == "cpu",
+        }
 
     @abstractmethod
     def layer(self, index: int, hidden: Tensor, context: Context) -> Tensor:

@@ -26,11 +26,9 @@ class ModernBertCut(Cut):
         return hidden
 
     def context(self, hidden: Tensor, lengths: Tensor) -> Context:
-        tokens = lengths_to_mask(lengths, hidden.shape[1])
-        everything = create_bidirectional_mask(config=self.config, inputs_embeds=hidden, attention_mask=tokens)
-        window = create_bidirectional_sliding_window_mask(
-            config=self.config, inputs_embeds=hidden, attention_mask=tokens
-        )
+        arguments = self.mask_arguments(hidden, lengths)
+        everything = create_bidirectional_mask(**arguments)
+        window = create_bidirectional_sliding_window_mask(**arguments)
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
         rotary = {kind: self.encoder.rotary_emb(hidden, positions, kind) for kind in set(self.config.layer_types)}
         masks = {"full_attention": everything, "sliding_attention": window}
