@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-import numpy.typing as npt
+from typing import Protocol
 
 from offramp.types import Array, Batch, ExitOutput, ProblemType, Stage
 
@@ -93,11 +91,11 @@ class Runtime(Protocol):
 class Defers(Protocol):
     """What a runtime can do besides, where its info says ``deferred``: move arrays without making the host wait."""
 
-    def send(self, array: npt.NDArray[Any]) -> Array:
-        """An array of the host as one of this runtime, queued behind what it has still to do."""
+    def send(self, array: Array) -> Array:
+        """A numpy array as one of this runtime, queued behind what it has still to do."""
 
-    def fetch(self, array: Array) -> Callable[[], npt.NDArray[Any]]:
-        """Begin to bring an array of floats to the host. What is returned waits for it, not for what came after it."""
+    def fetch(self, array: Array) -> Callable[[], Array]:
+        """Begin to bring an array of floats to numpy. What is returned waits for it, not for what came after it."""
 
 
 class RunsSingle(Protocol):
