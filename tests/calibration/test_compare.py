@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from offramp.calibration.compare import _Bench, _fastest_of_best, _fit_side, compare, usual_rules
+from offramp.calibration.compare import _Bench, _envelopes, _fit_side, _mixed, compare, usual_rules
 from offramp.calibration.fitting import FITS, Fitted, held_out_scores
 from offramp.calibration.sweep import LAMBDAS, candidates
 from offramp.criteria import make
 from offramp.criteria.base import Scored
 from offramp.errors import DataError, KnobError
-from offramp.traces.curves import area, curve, knob_grid, mean_score, measure, thresholds
+from offramp.traces.curves import area, curve, knob_grid, mean_score, measure, resamples, thresholds
 from offramp.traces.replay import Outcome, replay, running_minimum, scores
 from offramp.traces.tally import Voices, make_tally
 from offramp.traces.trace import Trace
@@ -30,6 +30,31 @@ CHOOSERS = ("entropy", "patience", "window", "static")
 
 def row_of(result: dict[str, Any], name: str) -> dict[str, Any]:
     return next(row for row in result["rows"] if row["name"] == name)
+
+
+def slow_choice(measured: list[dict[str, float]], metric: str, target: float) -> tuple[int, int, float] | None:
+    """The best that a budget of layers buys, out of all candidates and all pairs of them: which, and what share goes by
+    the second.
+    """
+    cost = np.array([one["layer_fraction"] for one in measured])
+    score = np.array([one[metric] for one in measured])
+    fast, slow = np.flatnonzero(cost <= 1 / target + 1e-12), np.flatnonzero(cost > 1 / target + 1e-12)
+    if not len(fast):
+        return None
+    alone = max(fast, key=lambda i: (round(score[i], 9), -cost[i], -i))
+    share = (1 / target - cost[fast, None]).clip(0) / (cost[slow] - cost[fast, None])
+    worth = (1 - share) * score[fast, None] + share * score[slow]
+    if worth.max(initial=-1) <= score[alone] + 1e-9:
+        return alone, alone, 0.0
+    ties = zip(*np.nonzero(worth >= worth.max() - 1e-9), strict=True)
+    i, j = min(ties, key=lambda ij: (-cost[fast[ij[0]]], cost[slow[ij[1]]], fast[ij[0]], slow[ij[1]]))
+    return fast[i], slow[j], share[i, j]
+
+
+def slow_lots(trace: Trace, splits: int, seed: int) -> np.ndarray:
+    """[splits, U]: one for all units of an item."""
+    drawn = np.random.default_rng(seed + 2).random((splits, len(trace.lengths)))
+    return np.repeat(drawn, np.diff(trace.offsets), axis=1)
 
 
 def slow_cells(
@@ -62,15 +87,17 @@ def slow_cells(
         rows = trace.select(half)
         measured.append([measure(rows, Outcome(o.exits[half], o.answers[half])) for o in outcomes])
     cells: list[tuple[float, float] | None] = []
+    lots = slow_lots(trace, splits, seed)
     for target in targets:
         results, layers = [], []
         answers, left = np.empty(trace.logits.shape[1:], dtype=np.float32), np.empty(trace.num_units, dtype=np.int64)
         for number, (half, found) in enumerate(zip(halves, measured, strict=True)):
-            fast = [i for i in range(len(outcomes)) if found[i]["layer_speedup"] >= target - 1e-9]
-            if not fast:
+            choice = slow_choice(found, metric, target)
+            if choice is None:
                 break
-            best = max(fast, key=lambda i: (round(found[i][metric], 9), found[i]["layer_speedup"]))
-            answers[~half], left[~half] = outcomes[best].answers[~half], outcomes[best].exits[~half]
+            for unit in np.flatnonzero(~half):
+                outcome = outcomes[choice[int(lots[number // 2, unit] < choice[2])]]
+                answers[unit], left[unit] = outcome.answers[unit], outcome.exits[unit]
             if number % 2:
                 results.append(make_tally(trace).measure(answers)[metric])
                 layers.append(trace.layers[left].mean())
@@ -208,6 +235,31 @@ def test_areas(example: MakeTrace) -> None:
     assert many["area"] < max(a["area"] for a in many["areas"])
 
 
+@pytest.mark.parametrize(
+    ("kind", "metric"),
+    [("single_label_classification", "accuracy"), ("single_label_classification", "f1"), ("regression", "pearson")],
+)
+def test_the_interval_of_an_area_is_that_of_a_curve(example: MakeTrace, kind: str, metric: str) -> None:
+    """Curve after curve, of rows drawn anew."""
+    trace = example(kind, units=40, classes=8)
+    rule = make("depth" if kind == "regression" else "patience", problem_type=kind)
+    found = row_of(compare(trace, rules={"row": [rule]}, splits=3, resamples=60, metric=metric), "row")
+    outcomes = [replay(trace, rule, knobs) for knobs in knob_grid(trace, rule)]
+    areas = []
+    for counts in np.concatenate(list(resamples(40, 60, 1))):
+        units = np.repeat(np.arange(40), counts.astype(int))
+        tally = make_tally(trace)
+
+        def score(answers: np.ndarray, drawn: np.ndarray = units, tally: Any = tally) -> float:
+            return float(tally.metrics(tally.features(answers)[drawn].sum(0))[metric])
+
+        cost = np.array([trace.layers[one.exits[units]].mean() for one in outcomes]) / trace.num_layers
+        ends = ((trace.layers[0] / trace.num_layers, score(trace.logits[0])), (1.0, score(trace.logits[-1])))
+        areas.append(mean_score(cost, np.array([score(one.answers) for one in outcomes]), ends))
+    expected = np.quantile(areas, [0.025, 0.975]) - np.mean(areas) + found["area"]
+    assert found["area_interval"] == pytest.approx(expected, abs=1e-5)
+
+
 def test_not_reached(example: MakeTrace) -> None:
     trace = example()
     rules = {name: rule for name, rule in usual_rules(trace).items() if name in CHOOSERS}
@@ -275,6 +327,42 @@ def test_chosen_knobs_do_not_see_the_rows_they_are_scored_on() -> None:
         result = compare(trace, rules=rules, targets=(1.0,), splits=10, resamples=2)
         found.append(np.mean([row["cells"][0]["score"] for row in result["rows"]]))
     assert np.mean(found) == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_coarse_knob_spends_the_budget_too() -> None:
+    """Exits after 1, 2 and 4 of 4 layers, each right more often than the one before: lots are drawn between two."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=3000)
+    right = np.sort(rng.random(3000)) < np.array([[0.6], [0.8], [0.9]])
+    said = np.where(right, labels, 1 - labels)
+    trace = Trace(
+        logits=np.stack([said == 0, said == 1], axis=-1).astype(np.float32),
+        layers=np.array([1, 2, 4]),
+        lengths=np.ones(3000, dtype=np.int64),
+        problem_type="single_label_classification",
+        id2label={0: "a", 1: "b"},
+        labels=labels,
+    )
+    targets = (1.25, 4 / 3, 2.0, 2.5, 3.0, 4.0, 4.1)
+    result = compare(trace, rules={"static": [make("depth")]}, targets=targets, splits=10, resamples=50)
+    *cells, last = row_of(result, "static")["cells"]
+    assert last is None
+    for target, cell in zip(targets, cells, strict=False):
+        assert cell["layer_speedup"] == pytest.approx(target, rel=0.01)
+        expected = np.interp(4 / target, [1, 2, 4], [0.6, 0.8, 0.9])
+        assert cell["score"] == pytest.approx(expected, abs=0.02)
+    assert cells[2]["knobs"] == {"layers": 2}
+    assert cells[0]["knobs"] == {"layers": 4}
+
+
+def test_layers_that_are_worth_nothing_are_not_spent() -> None:
+    """The middle exit is the best: at 1.5x it is taken whole, and the row says that it is faster."""
+    trace = known(400, 0)
+    logits = np.concatenate([trace.logits[:1], trace.logits[1:], -trace.logits[1:]])
+    trace = replace(trace, logits=logits, layers=np.array([1, 2, 4]), extras={}, hashes=None)
+    result = compare(trace, rules={"static": [make("depth")]}, targets=(1.5,), splits=4, resamples=50)
+    [cell] = row_of(result, "static")["cells"]
+    assert (cell["layer_speedup"], cell["score"], cell["shares"]) == (2, 1, [0, 1, 0])
 
 
 def test_interval_covers_the_truth() -> None:
@@ -371,20 +459,26 @@ def slow_fitted(
                     ((float(trace.layers[0]) / trace.num_layers, ends[0]), (1.0, ends[1])),
                 )
             )
-    return [slow_fitted_cell(trace, found, target, metric) for target in targets], float(np.mean(areas))
+    lots = slow_lots(trace, splits, seed)
+    return [slow_fitted_cell(trace, found, target, metric, lots) for target in targets], float(np.mean(areas))
 
 
 def slow_fitted_cell(
-    trace: Trace, found: list[tuple[np.ndarray, list[dict[str, float]], list[Outcome]]], target: float, metric: str
+    trace: Trace,
+    found: list[tuple[np.ndarray, list[dict[str, float]], list[Outcome]]],
+    target: float,
+    metric: str,
+    lots: np.ndarray,
 ) -> tuple[float, float] | None:
     results, layers = [], []
     answers, left = np.empty(trace.logits.shape[1:], dtype=np.float32), np.empty(trace.num_units, dtype=np.int64)
     for number, (other, measured, outcomes) in enumerate(found):
-        fast = [i for i, one in enumerate(measured) if one["layer_speedup"] >= target - 1e-9]
-        if not fast:
+        choice = slow_choice(measured, metric, target)
+        if choice is None:
             return None
-        best = max(fast, key=lambda i: (round(measured[i][metric], 9), measured[i]["layer_speedup"]))
-        answers[other], left[other] = outcomes[best].answers, outcomes[best].exits
+        for place, unit in enumerate(np.flatnonzero(other)):
+            outcome = outcomes[choice[int(lots[number // 2, unit] < choice[2])]]
+            answers[unit], left[unit] = outcome.answers[place], outcome.exits[place]
         if number % 2:
             results.append(make_tally(trace).measure(answers)[metric])
             layers.append(trace.layers[left].mean())
@@ -438,8 +532,12 @@ def test_what_is_learned_and_chosen_does_not_see_the_labels_it_is_scored_by(exam
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
     assert one.area != two.area, "they are what it is scored by"
     for target in (1.0, 1.5, 2.5):
-        chosen = [_fastest_of_best(side.scored[:, None], side.fraction[:, None], target) for side in (one, two)]
-        assert chosen[0] == chosen[1]
+        chosen = []
+        for side in (one, two):
+            scored, fraction = side.scored[:, None], side.fraction[:, None]
+            chosen.append(_mixed(_envelopes(scored, fraction), fraction, target))
+        for name in ("one", "other", "share"):
+            np.testing.assert_array_equal(getattr(chosen[0], name), getattr(chosen[1], name))
 
 
 def test_learned_settings_are_as_fast_as_they_were_chosen_to_be(example: MakeTrace) -> None:

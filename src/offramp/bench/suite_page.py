@@ -46,7 +46,7 @@ def _section(task: Mapping[str, Any], numbers: Mapping[str, Any]) -> list[str]:
         "|---|---|---|---|" + "---|" * len(targets) + "---|",
     ]
     for row in task["rows"]:
-        cells = " | ".join(_shown(row, place) for place in range(len(targets)))
+        cells = " | ".join(_shown(row, place, target) for place, target in enumerate(targets))
         full = "" if row["kind"] in ("entropy", "static", "oracle") else _text(row["full_depth"])
         lines.append(
             f"| {row['name']} | {row['criterion']} | {len(row['seeds'])} | {full} | {cells} | {_text(row['area'])} |"
@@ -69,14 +69,17 @@ def _is_reference(row: Mapping[str, Any], against: str | None) -> bool:
     return row["criterion"] == against and all(gap["mean"] == 0 and gap["interval"] == [0, 0] for gap in gaps)
 
 
-def _shown(row: Mapping[str, Any], place: int) -> str:
+def _shown(row: Mapping[str, Any], place: int, target: float) -> str:
     if row["kind"] == "plain":
         return ""
     if row["kind"] == "oracle":
         best = row["curve"][0]
         return "" if place else f"{_text(best['score'])} at {best['layer_speedup']:.1f}x"
     cell = row["cells"][place]
-    return "not reached" if cell is None else _text(cell["score"])
+    if cell is None:
+        return "not run" if row["kind"] == "layers" else "not reached"
+    faster = cell["layer_speedup"] > 1.03 * target
+    return _text(cell["score"]) + (f" at {cell['layer_speedup']:.1f}x" if faster else "")
 
 
 def _text(number: Mapping[str, Any] | None) -> str:

@@ -47,7 +47,8 @@ def compute(
             rows      {name, kind, recipe (whose model), criterion, seeds, full_depth, area, cells, curve}
                 kind  recipe | entropy (on the same model) | static | layers (separately fine-tuned) | plain | oracle
                 a number is {mean, se (over seeds; None with one), interval (mean over seeds of 95 % intervals)}
-                cells one for each target: None where not reached, or {score, layer_speedup, gap}
+                cells one for each target: None where not reached (kind layers: not trained), or
+                      {score, layer_speedup, gap}
                 curve points {target, layer_speedup, score}
             exits     static exits of the baseline: {layer, layer_speedup, score}
             not_run   {recipe, seeds, reason}
@@ -103,7 +104,7 @@ def _task(suite: Suite, task: str, cells: Sequence[Mapping[str, Any]], results: 
         found |= {"num_layers": whole[0]["num_layers"], "against": next(iter(with_exits), None)}
     rows = [*_recipe_rows(suite, whole), *_entropy_rows(suite, whole), *_baseline_rows(suite, whole)]
     if whole:
-        rows += _layer_rows(suite, compared, whole)
+        rows += _layer_rows(suite, task, compared, whole)
     found["exits"] = _exits([one for one in whole if one["entry"] == suite.baseline])
     return found | {"rows": rows}
 
@@ -211,14 +212,17 @@ def _baseline_rows(suite: Suite, compared: Sequence[Json]) -> list[Json]:
     oracles = [one["oracle"] for one in mine]
     if all(oracle is not None for oracle in oracles):
         row = _row(f"oracle of {suite.baseline}", "oracle", suite.baseline, "oracle", mine, None)
-        score = _number([oracle["score"] for oracle in oracles], None)
+        score = _number([oracle["score"] for oracle in oracles], [oracle["interval"] for oracle in oracles])
         speed = float(np.mean([oracle["layer_speedup"] for oracle in oracles]))
         rows.append(row | {"curve": [{"target": speed, "layer_speedup": speed, "score": score}]})
     return rows
 
 
-def _layer_rows(suite: Suite, compared: Sequence[Json], whole: Sequence[Json]) -> list[Json]:
-    """Encoders of k layers, each fine-tuned by itself: at a target the deepest that is fast enough."""
+def _layer_rows(suite: Suite, task: str, compared: Sequence[Json], whole: Sequence[Json]) -> list[Json]:
+    """Encoders of k layers, each fine-tuned by itself: at a target the deepest that is fast enough.
+
+    Nothing at a target whose model was not trained yet: a shallower one says something else.
+    """
     depth = whole[0]["num_layers"]
     small = [one for one in compared if suite.entries[one["entry"]].num_layers is not None]
     plain = [one for one in whole if len(one["layers"]) == 1]
@@ -227,26 +231,29 @@ def _layer_rows(suite: Suite, compared: Sequence[Json], whole: Sequence[Json]) -
         by_layers.setdefault(one["num_layers"], []).append(one)
     if not small:
         return []
+    entries = [suite.entries[cell.recipe] for cell in suite.cells() if cell.task == task]
+    planned = {depth} | {entry.num_layers for entry in entries if entry.num_layers is not None}
     scores = {k: _full_depth(ones) for k, ones in sorted(by_layers.items())}
     cells: list[Json | None] = []
     for target in suite.targets:
-        fast = [k for k in scores if depth / k >= target - 1e-9]
-        best = max(fast, default=None)
-        cells.append(None if best is None else {"score": scores[best], "layer_speedup": depth / best, "gap": None})
+        best = max((k for k in planned if depth / k >= target - 1e-9), default=0)
+        cells.append({"score": scores[best], "layer_speedup": depth / best, "gap": None} if best in scores else None)
     curve = [{"target": depth / k, "layer_speedup": depth / k, "score": score} for k, score in scores.items()]
     row = _row("separately fine-tuned k layers", "layers", None, "full depth of k layers", small, None)
     deepest = scores.get(depth)
-    return [row | {"cells": cells, "curve": curve, "full_depth": deepest, "area": _layer_area(scores, depth)}]
+    area = _layer_area(scores, depth) if planned <= scores.keys() and 1 in scores else None
+    return [row | {"cells": cells, "curve": curve, "full_depth": deepest, "area": area}]
 
 
-def _layer_area(scores: Mapping[int, Json], depth: int) -> Json | None:
-    """Mean score over layer fractions 1/L..1; None where the first or the last of them is missing."""
-    if 1 not in scores or depth not in scores:
-        return None
-    fraction = np.array([k / depth for k in scores])
-    score = np.array([one["mean"] for one in scores.values()])
-    ends = ((float(fraction[0]), float(score[0])), (1.0, float(score[-1])))
-    return {"mean": mean_score(fraction, score, ends), "se": None, "interval": None}
+def _layer_area(scores: Mapping[int, Json], depth: int) -> Json:
+    """Mean score over layer fractions 1/L..1, and over the ends of the intervals."""
+    cost = np.array([k / depth for k in scores])
+
+    def mean(values: Sequence[float]) -> float:
+        return mean_score(cost, np.array(values), ((float(cost[0]), values[0]), (1.0, values[-1])))
+
+    sides = [mean([one["interval"][side] for one in scores.values()]) for side in (0, 1)]
+    return {"mean": mean([one["mean"] for one in scores.values()]), "se": None, "interval": sides}
 
 
 def _row(
@@ -267,7 +274,7 @@ def _row(
     if contender is None:
         return row
     found = [one for result in results if (one := _named(result, contender)) is not None]
-    row["area"] = _number([one["area"] for one in found], None)
+    row["area"] = _number([one["area"] for one in found], [one["area_interval"] for one in found])
     row["cells"] = [_cell([one["cells"][place] for one in found]) for place in range(len(row["cells"]))]
     row["curve"] = _curve([one["curve"] for one in found])
     return row
@@ -324,12 +331,12 @@ def _full_depth(results: Sequence[Json]) -> Json:
     return _number([one["score"] for one in full], [one["interval"] for one in full])
 
 
-def _number(values: Sequence[float], intervals: Sequence[Sequence[float]] | None) -> Json:
+def _number(values: Sequence[float], intervals: Sequence[Sequence[float]]) -> Json:
     """Mean over seeds, its standard error, and the mean of the intervals over rows (cautious: wider than that of the
     mean).
     """
     se = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
-    interval = None if intervals is None else [float(np.mean([one[side] for one in intervals])) for side in (0, 1)]
+    interval = [float(np.mean([one[side] for one in intervals])) for side in (0, 1)]
     return {"mean": float(np.mean(values)), "se": se, "interval": interval}
 
 

@@ -2,6 +2,11 @@
 
 Rows are halved at random, many times. On each half every knob (and lambda) is chosen, and what was chosen is scored
 on the other half, in both directions: so every split gives every row an answer from knobs that never saw its label.
+
+A target is a budget of layers, the same for every row of the table. Few knobs meet it exactly, and a patience of 2 or
+3 not nearly; so two neighbouring candidates are chosen, and lots are drawn which of them a text goes by, so that
+together they spend the budget (``_Mix``). No criterion is worse off for having few values of its knob.
+
 Candidate thresholds lie between the scores of *all* rows; no label is used for that. Where a criterion has settings
 that are learned, they are learned on the half as well; its threshold lies between that half's scores, and is chosen by
 what those rows do under settings that were learned without them (``calibration.fitting.held_out_scores``).
@@ -91,14 +96,15 @@ def compare(
             baseline (name of the row that gaps are taken against), runtime, batch_size, dtype, model, versions,
             full_depth   {score, interval, metrics}
             exits        one for each static exit: {layer, layer_speedup, score, interval, metrics}
-            oracle       {score, layer_speedup, metrics, shares [E]}, or None for regression
-            rows         one for each contender: {name, criterion, label, areas, area, cells, curve}
+            oracle       {score, interval, layer_speedup, metrics, shares [E]}, or None for regression
+            rows         one for each contender: {name, criterion, label, areas, area, area_interval, cells, curve}
                 area     mean score over layer fractions 1/L..1 (``curves.area``), on rows not chosen on
+                area_interval  as wide as that of the curve of the settings chosen most often
                 areas    [{settings, area}]: the same for each setting by itself
                 cells    one for each target: None where the row does not reach it in every half, or
-                    {target, score, interval, layer_speedup (of the rows scored), shares [E] (who leaves where),
-                     knobs (median of those chosen), settings (chosen most often),
-                     against_baseline (gap), against_full_depth (gap)}
+                    {target, score, interval, layer_speedup (of the rows scored: above the target where more layers
+                     are worth nothing), shares [E] (who leaves where), knobs (median of those that most texts went
+                     by), settings (chosen most often), against_baseline (gap), against_full_depth (gap)}
                 curve    cells at CURVE_TARGETS, without gaps, shares, knobs and settings
             histogram    {target, shares: {row name: [E] or None}} at 2x (the first target where 2 is none)
             examples     {easiest, hardest}: rows as {index, layer, label, answer, right}, by the baseline at
@@ -182,6 +188,13 @@ class _Bench:
         return np.concatenate([self.halves, ~self.halves], axis=1).astype(np.float64)
 
     @cached_property
+    def lots(self) -> Floats:
+        """[splits, U] in [0, 1): the same for all rows of the table, and for all units of an item."""
+        rng = np.random.default_rng(self.seed + 2)
+        drawn: Floats = rng.random((self.splits, len(self.trace.lengths)))
+        return drawn[:, self.item_of_unit]
+
+    @cached_property
     def is_mean(self) -> bool:
         """The metric is a mean over rows."""
         return self.tally.means(self.trace.logits[-1], self.metric) is not None
@@ -248,14 +261,25 @@ class _Bench:
 
     def samples(self, table: _Table, voices: NDArray[Any]) -> Floats:
         """Bootstrap samples [R] of the metric, averaged over splits: voices [splits, U]."""
-        drawn = self._drawn_counts(table, voices) if isinstance(table, Voices) else self._drawn(table, voices)
+        if isinstance(table, Voices):
+            drawn = self._drawn_counts(table, voices)
+        else:
+            features = _spoken(table, voices)
+            drawn = self._drawn(features.mean(axis=0, keepdims=True) if self.is_mean else features)
         return np.concatenate([self.value(sums, count).mean(axis=1) for sums, count in drawn])
 
-    def _drawn(self, table: Floats, voices: NDArray[Any]) -> Iterator[tuple[Floats, Floats]]:
-        """Sums [r, splits, S] and numbers of units [r, 1] of the resamples."""
-        features = _spoken(table, voices)
-        if self.is_mean:
-            features = features.mean(axis=0, keepdims=True)
+    def each_sample(self, table: _Table, voices: NDArray[Any]) -> Floats:
+        """Bootstrap samples [R, P] of the metric of each: voices [P, U]."""
+        drawn = self._drawn_counts(table, voices) if isinstance(table, Voices) else self._drawn(_spoken(table, voices))
+        return np.concatenate([self.value(sums, count) for sums, count in drawn])
+
+    def layer_samples(self, exits: NDArray[np.uint8]) -> Floats:
+        """Bootstrap samples [R, P] of the layer fraction: exits [P, U]."""
+        layers = (self.trace.layers[exits] / self.trace.num_layers)[..., None]
+        return np.concatenate([sums[..., 0] / count for sums, count in self._drawn(layers)])
+
+    def _drawn(self, features: Floats) -> Iterator[tuple[Floats, Floats]]:
+        """Features [P, U, S] -> sums [r, P, S] and numbers of units [r, 1] of the resamples."""
         split, units, width = features.shape
         # Means bear single precision; moments, of which large parts cancel, do not.
         exact: type[np.floating[Any]] = np.float32 if self.is_mean else np.float64
@@ -286,7 +310,7 @@ class _Bench:
 
     def scored(self, answers: NDArray[Any]) -> tuple[float, Floats]:
         """Score of answers [U, C] that took no choice, and its bootstrap samples [R]."""
-        table, voices = self.table([answers]), np.zeros((1, len(answers)), dtype=np.uint8)
+        table, voices = self.table([answers]), _everyone(self, 1)
         return float(self.value(self.summed(table, voices)[0], len(answers))), self.samples(table, voices)
 
     def answer(self, answers: NDArray[Any]) -> dict[str, Any]:
@@ -390,6 +414,24 @@ def _tried(bench: _Bench, name: str, rules: Sequence[Criterion], targets: Iterab
     return _Row(name, rules[0].name, label, _areas(bench, contender), _results(bench, contender, targets))
 
 
+def _area_interval(
+    bench: _Bench, area: float, table: _Table, voices: NDArray[Any], exits: NDArray[np.uint8]
+) -> list[float]:
+    """Around an area, as wide as a curve's: voices and exits [P, U] of its points."""
+    ends = bench.each_sample(bench.table([bench.trace.logits[0], bench.trace.logits[-1]]), _everyone(bench, 2))
+    low = float(bench.trace.layers[0]) / bench.trace.num_layers
+    drawn = zip(bench.layer_samples(exits), bench.each_sample(table, voices), ends, strict=True)
+    samples = np.array(
+        [mean_score(cost, score, ((low, float(first)), (1.0, float(last)))) for cost, score, (first, last) in drawn]
+    )
+    return _interval(samples + (area - samples.mean()))
+
+
+def _everyone(bench: _Bench, count: int) -> NDArray[np.uint8]:
+    """[count, U]: each answer by all units."""
+    return np.repeat(np.arange(count, dtype=np.uint8)[:, None], bench.trace.num_units, axis=1)
+
+
 def _settings(rules: Sequence[Criterion]) -> list[dict[str, Any]]:
     """Of each rule: its problem type, and what any of them does not leave at its default."""
     names = [
@@ -408,7 +450,8 @@ def _fitted(bench: _Bench, name: str, fitted: Fitted, targets: Iterable[float]) 
     results = {target: _fitted_result(bench, table, sides, target) for target in targets}
     area = float(np.mean([side.area for side in sides]))
     settings = {"problem_type": bench.trace.problem_type}
-    areas = {"area": area, "areas": [{"settings": settings, "area": area}]}
+    interval = _area_interval(bench, area, table, sides[0].exits, sides[0].exits)
+    areas = {"area": area, "area_interval": interval, "areas": [{"settings": settings, "area": area}]}
     return _Row(name, fitted.criterion.name, f"{fitted.criterion.summary} (fitted)", areas, results)
 
 
@@ -464,12 +507,15 @@ def _fitted_result(bench: _Bench, table: _Table, sides: Sequence[_Side], target:
     exits = np.empty((len(sides) // 2, bench.trace.num_units), dtype=np.uint8)
     knobs = []
     for number, side in enumerate(sides):
-        chosen = _fastest_of_best(side.scored[:, None], side.fraction[:, None], target)
-        if chosen is None:
+        scored, fraction = side.scored[:, None], side.fraction[:, None]
+        mix = _mixed(_envelopes(scored, fraction), fraction, target)
+        if mix is None:
             return None
         # On each split the rows of one half are answered by what was learned on the other.
-        exits[number // 2, ~side.mine] = side.exits[chosen[0], ~side.mine]
-        knobs.append(float(side.values[chosen[0]]))
+        split, unseen = number // 2, ~side.mine
+        picked = mix.of(np.zeros(int(unseen.sum()), dtype=np.int64), bench.lots[split, unseen])
+        exits[split, unseen] = side.exits[picked, np.flatnonzero(unseen)]
+        knobs.append(float(side.values[mix.heavier[0]]))
     settings = {"problem_type": bench.trace.problem_type}
     return _told(
         bench, target, table, exits, exits, {"settings": settings, "knobs": {"threshold": float(np.median(knobs))}}
@@ -526,28 +572,74 @@ def _halved(
     return np.concatenate(scored), np.concatenate(fraction)
 
 
-def _fastest_of_best(scored: Floats, fraction: Floats, target: float) -> NDArray[np.int64] | None:
-    """[P, H] each -> [H]: on each side the best candidate that is fast enough, the fastest of equals.
+@dataclass(frozen=True, eq=False)
+class _Mix:
+    """Two candidates a side, and how many of a side's units go by which."""
 
-    None: on some side none is fast enough.
+    one: NDArray[np.int64]
+    """[H]: the faster."""
+    other: NDArray[np.int64]
+    """[H]: the slower; the same where one alone is best."""
+    share: Floats
+    """[H]: of units that go by the slower."""
+
+    @property
+    def heavier(self) -> NDArray[np.int64]:
+        """[H]: by which more of them go."""
+        return np.where(self.share > 0.5, self.other, self.one)
+
+    def of(self, sides: NDArray[np.int64], lots: Floats) -> NDArray[np.int64]:
+        """The candidate of each unit, by the side whose choice it is answered by and by its lot: shapes alike."""
+        return np.where(lots < self.share[sides], self.other[sides], self.one[sides])
+
+
+def _envelopes(scored: Floats, fraction: Floats) -> list[NDArray[np.int64]]:
+    """[P, H] each -> for each side the candidates that no mixture of others beats, from the fastest to the slowest.
+
+    They are the corners of the upper concave envelope of score over layer fraction, up to its peak, and what lies on
+    its edges. Of equals the first one counts.
     """
-    fast = fraction <= 1 / target + 1e-12
-    if not fast.any(axis=0).all():
-        return None
-    score = np.where(fast, scored, -np.inf)
-    best = score >= score.max(axis=0) - 1e-9  # what a sum over many classes rounds away decides nothing
-    result: NDArray[np.int64] = np.where(best, fraction, np.inf).argmin(axis=0)
-    return result
+    return [_envelope(score, cost) for score, cost in zip(scored.T, fraction.T, strict=True)]
 
 
-def _unseen(
-    bench: _Bench, contender: _Contender, chosen: NDArray[np.int64]
-) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
-    """What knobs chosen on the other half do with every unit: voices [splits, U], exits [splits, U]."""
-    on_first, on_second = chosen[: bench.splits], chosen[bench.splits :]
-    first = bench.halves.T
-    voices = np.where(first, contender.voices[on_second], contender.voices[on_first])
-    return voices, np.where(first, contender.exits[on_second], contender.exits[on_first])
+def _envelope(score: Floats, cost: Floats) -> NDArray[np.int64]:
+    order = np.lexsort((-score, cost))
+    before = np.concatenate([[-np.inf], np.maximum.accumulate(score[order])[:-1]])
+    kept: list[int] = []
+    for new in order[score[order] > before + 1e-9]:  # what a sum over many classes rounds away decides nothing
+        while len(kept) > 1 and _below(score, cost, kept[-2], kept[-1], new):
+            kept.pop()
+        kept.append(new)
+    return np.array(kept, dtype=np.int64)
+
+
+def _below(score: Floats, cost: Floats, left: int, middle: int, right: int) -> bool:
+    """Whether the middle lies below the line from left to right."""
+    rise, run = score[right] - score[left], cost[right] - cost[left]
+    return bool((score[middle] - score[left]) * run < rise * (cost[middle] - cost[left]) - 1e-12)
+
+
+def _mixed(envelopes: Sequence[NDArray[np.int64]], fraction: Floats, target: float) -> _Mix | None:
+    """On each side the best that a budget of layers buys. None: on some side the fastest is not fast enough."""
+    found = []
+    for side, kept in enumerate(envelopes):
+        costs = fraction[kept, side]
+        place = int(np.searchsorted(costs, 1 / target + 1e-12, side="right")) - 1
+        if place < 0:
+            return None
+        after = min(place + 1, len(kept) - 1)
+        apart = costs[after] - costs[place]
+        found.append((kept[place], kept[after], max(0.0, 1 / target - costs[place]) / apart if apart else 0.0))
+    one, other, share = zip(*found, strict=True)
+    return _Mix(np.array(one), np.array(other), np.array(share))
+
+
+def _unseen(bench: _Bench, contender: _Contender, mix: _Mix) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
+    """What was chosen on the other half does with every unit: voices [splits, U], exits [splits, U]."""
+    split = np.arange(bench.splits)[:, None]
+    picked = mix.of(np.where(bench.halves.T, split + bench.splits, split), bench.lots)
+    units = np.arange(bench.trace.num_units)
+    return contender.voices[picked, units], contender.exits[picked, units]
 
 
 @dataclass(frozen=True, eq=False)
@@ -567,15 +659,18 @@ class _Result:
 
 def _results(bench: _Bench, contender: _Contender, targets: Iterable[float]) -> dict[float, _Result | None]:
     """Target -> result, or None where it is not reached."""
-    return {target: _result(bench, contender, target) for target in targets}
+    envelopes = _envelopes(contender.scored, contender.fraction)
+    return {target: _result(bench, contender, envelopes, target) for target in targets}
 
 
-def _result(bench: _Bench, contender: _Contender, target: float) -> _Result | None:
-    chosen = _fastest_of_best(contender.scored, contender.fraction, target)
-    if chosen is None:
+def _result(
+    bench: _Bench, contender: _Contender, envelopes: Sequence[NDArray[np.int64]], target: float
+) -> _Result | None:
+    mix = _mixed(envelopes, contender.fraction, target)
+    if mix is None:
         return None
-    voices, exits = _unseen(bench, contender, chosen)
-    return _told(bench, target, contender.table, voices, exits, _chosen(contender, chosen))
+    voices, exits = _unseen(bench, contender, mix)
+    return _told(bench, target, contender.table, voices, exits, _chosen(contender, mix.heavier))
 
 
 def _told(
@@ -648,9 +743,13 @@ def _areas(bench: _Bench, contender: _Contender) -> dict[str, Any]:
         mine = contender.group == number
         table[number, side] = mean_score(contender.fraction[mine, side], contender.scored[mine, side], ends[side])
     other = np.roll(np.arange(len(ends)), bench.splits)
+    chosen = table.argmax(axis=0)
+    area = float(table[chosen, other].mean())
+    often = contender.group == np.bincount(chosen).argmax()
     pairs = zip(contender.settings, table.mean(axis=1), strict=True)
     return {
-        "area": float(table[table.argmax(axis=0), other].mean()),
+        "area": area,
+        "area_interval": _area_interval(bench, area, contender.table, contender.voices[often], contender.exits[often]),
         "areas": [{"settings": dict(settings), "area": float(value)} for settings, value in pairs],
     }
 
@@ -691,11 +790,9 @@ def _oracle(bench: _Bench) -> dict[str, Any] | None:
     if bench.trace.problem_type == "regression":
         return None
     outcome = oracle(bench.trace)
-    features = bench.features(outcome.answers)
     return {
-        "score": float(bench.value(features.sum(0), len(features))),
+        **bench.answer(outcome.answers),
         "layer_speedup": bench.trace.num_layers / float(bench.trace.layers[outcome.exits].mean()),
-        "metrics": bench.tally.measure(outcome.answers),
         "shares": _counted(bench, outcome.exits),
     }
 

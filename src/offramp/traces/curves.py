@@ -265,7 +265,9 @@ def static_exits(trace: Trace) -> list[dict[str, float]]:
 
 
 def oracle(trace: Trace) -> Outcome:
-    """Leave at the shallowest exit that is right, at the last one if none is: what no criterion can beat.
+    """Leave at the shallowest exit that is right, at the last one if none is.
+
+    No criterion can beat it that answers with an exit's own answer.
 
     Raises:
         UnsupportedError: regression, where no answer is simply right.
