@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "suite"
 PAGE = ROOT / "docs" / "comparison.md"
 PICTURES = ROOT / "docs" / "comparison"
+COMMAND = "python benchmarks/compare.py --tables"
 
 
 def main() -> None:
@@ -90,7 +91,7 @@ def page_now() -> str:
     """The page as the stored numbers say it should be."""
     path = RESULTS / "tables.json"
     numbers: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    text = "Not run yet." if numbers is None else as_markdown(numbers, pictures=PICTURES.name)
+    text = "Not run yet." if numbers is None else as_markdown(numbers, pictures=PICTURES.name, command=COMMAND)
     return replace_block(PAGE.read_text(encoding="utf-8"), "comparison", text)
 
 

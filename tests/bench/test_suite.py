@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from offramp.bench.suite import Cell, Suite, load_suite, select
 from offramp.bench.suite_results import Results
 from offramp.bench.suite_run import Places, run_suite
-from offramp.errors import DataError, KnobError
+from offramp.errors import DataError, KnobError, RunError
 from offramp.training.lock import only_training
 
 TOML = """
@@ -318,6 +319,26 @@ def test_checkpoints_of_other_data_are_not_gone_on_with(
     moved = Places(data=tmp_path / "moved", model=places.model, work=places.work, results=places.results)
     assert ("toy", "plain", 0) in done(run_suite(suite, moved, tasks=["toy"], recipes=["plain"], say=quiet))
     assert "from its beginning" in caplog.text
+
+
+def test_cells_of_another_encoder_or_of_other_rows_are_not_this_suites(
+    suite: Suite, places: Places, trained: Path, tmp_path: Path
+) -> None:
+    run_suite(suite, places, train=Copying(trained), say=quiet)
+    encoder, data = tmp_path / "encoder", tmp_path / "data"
+    shutil.copytree(str(places.model), encoder)
+    shutil.copytree(places.data / "single_label_classification", data / "single_label_classification")
+    assert done(run_suite(suite, replace(places, model=str(encoder), data=data), train=Copying(trained), say=quiet))
+    config = encoder / "config.json"
+    config.write_text(config.read_text() + "\n")
+    never = Copying(trained)
+    with pytest.raises(RunError, match=r"of other encoder .* give another folder for the results, or the encoder"):
+        run_suite(suite, replace(places, model=str(encoder)), train=never, say=quiet)
+    with (data / "single_label_classification" / "dev.jsonl").open("a") as file:
+        file.write(json.dumps({"text": "one more gem", "label": "good"}) + "\n")
+    with pytest.raises(RunError, match=r"of other data .* or the data that they are of"):
+        run_suite(suite, replace(places, data=data), train=never, say=quiet)
+    assert not never.plans
 
 
 def test_a_cell_that_another_process_trains_is_left_to_it(suite: Suite, places: Places) -> None:

@@ -55,7 +55,8 @@ SUITE = Suite.from_json(
         ],
     }
 )
-ENDED = {"commit": "c" * 40, "dirty": False, "date": "2026-01-01", "machine": {}, "versions": {"torch": "2"}}
+ENDED = {"commit": "c" * 40, "dirty": False, "date": "2026-01-01", "machine": {}, "versions": {"torch": "2"},
+         "encoder_hash": "e" * 64, "data_hash": "d" * 64}  # fmt: skip
 
 
 def toy_trace(layers: list[int], seed: int, *, distances: bool = False, regression: bool = False) -> Trace:

@@ -59,7 +59,19 @@ def test_a_suite_from_file_to_tables(
     again = cli("compare", "--suite", out, "--out", tmp_path / "elsewhere", "--json")  # nothing but the traces
     assert again.status == 0, again.err
     assert (tmp_path / "elsewhere" / "comparison.md").read_text() == page
+    assert json.loads(again.out)["cells"] == cells
+    assert "<sub>`offramp compare --suite`: " in page
     assert json.loads(again.out)["tasks"] == json.loads((out / "tables.json").read_text())["tasks"]
+
+
+def test_nothing_done_is_no_table(cli: Cli, suite: Path, tmp_path: Path) -> None:
+    words = ("compare", "--suite", suite, "--data", tmp_path, "--recipes", "joint,plain", "--out", tmp_path / "out")
+    done = cli(*words)
+    assert done.status == 0, done.err
+    assert f"Data in {tmp_path}, " in done.err
+    assert "there is no single_label_classification/train.jsonl in the folder of the data" in done.err
+    assert "Nothing is done yet, so there are no tables" in done.out
+    assert not list((tmp_path / "out").glob("*.png"))
 
 
 def test_what_does_not_go_together(cli: Cli, suite: Path, trained: Path, tmp_path: Path) -> None:
@@ -69,6 +81,10 @@ def test_what_does_not_go_together(cli: Cli, suite: Path, trained: Path, tmp_pat
         (("compare", "--suite", suite), "needs --data"),
         (("compare", "--suite", tmp_path / "none.toml"), "there is no suite"),
         (("compare", "--suite", tmp_path), "run the suite first"),
+        (("compare", "--suite", suite, "--data", tmp_path, "--targets", "2"), "says for itself what --targets is"),
+        (("compare", "--suite", suite, "--data", tmp_path, "--tasks", "toy"), "no task 'toy'"),
+        (("compare", trained, "--data", tmp_path, "--minutes", "3"), "--minutes is about a suite"),
+        (("compare", "--suite", tmp_path, "--model", "m"), "leave --model out"),
     ):
         done = cli(*words)
         assert done.status == 2

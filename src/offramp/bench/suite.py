@@ -230,6 +230,7 @@ def _made(kind: type[_Made], values: Mapping[str, Any], what: str) -> _Made:
     """A dataclass of plain values, or a DataError that names what is unknown or missing."""
     known = {f.name for f in fields(kind)}
     if unknown := sorted(set(values) - known):
+        known = {"recipes" if name == "entries" else name for name in known}  # as the file calls them
         raise DataError(f"{what} has {unknown[0]!r}, which means nothing here: it may have {', '.join(sorted(known))}")
     try:
         return kind(**values)

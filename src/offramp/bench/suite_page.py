@@ -12,12 +12,15 @@ from offramp.errors import OfframpError
 __all__ = ["as_markdown", "replace_block"]
 
 
-def as_markdown(numbers: Mapping[str, Any], *, pictures: str | None = None) -> str:
+def as_markdown(
+    numbers: Mapping[str, Any], *, pictures: str | None = None, command: str = "offramp compare --suite"
+) -> str:
     """The page's tables: a section a task, what was not run, and the papers of the numbers.
 
     Args:
         numbers: of ``suite_tables.compute``.
         pictures: folder of the plots as the page sees it; None: no plots.
+        command: what wrote them.
     """
     done = [task for task in numbers["tasks"] if task["rows"]]
     lines = []
@@ -31,7 +34,7 @@ def as_markdown(numbers: Mapping[str, Any], *, pictures: str | None = None) -> s
         lines += ["### Tasks not run", ""]
         lines += [f"- {task['task']}: {'; '.join(_reasons(task))}" for task in never]
         lines.append("")
-    return "\n".join([*lines, _origin(numbers)])
+    return "\n".join([*lines, _origin(numbers, command)])
 
 
 def _section(task: Mapping[str, Any], numbers: Mapping[str, Any]) -> list[str]:
@@ -116,12 +119,13 @@ def _reasons(task: Mapping[str, Any]) -> list[str]:
     return [f"{', '.join(recipes)}: {reason}" for reason, recipes in by_reason.items()]
 
 
-def _origin(numbers: Mapping[str, Any]) -> str:
+def _origin(numbers: Mapping[str, Any], command: str) -> str:
     """The papers of the numbers, in a line."""
     commits = ", ".join(commit[:12] for commit in numbers["trained_at"]) or "nothing yet"
+    encoder = f"{numbers['encoder']} ({', '.join(found[:12] for found in numbers['encoder_hash'])})"
     versions = ", ".join(f"{name} {' and '.join(found)}" for name, found in numbers["trained_with"].items() if found)
     return (
-        f"<sub>`python benchmarks/compare.py --tables`: {numbers['encoder']}; trained at commit {commits}"
+        f"<sub>`{command}`: {encoder}; trained at commit {commits}"
         f"{'; ' + versions if versions else ''}; {numbers['splits']} splits, {numbers['resamples']:,} resamples, "
         "95 % intervals over dev rows, ± standard error over seeds.</sub>"
     )

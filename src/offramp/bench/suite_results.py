@@ -27,8 +27,8 @@ from offramp.traces.trace import Trace
 __all__ = ["DONE", "Results"]
 
 DONE, NOT_RUN = "done", "not run"
-_FROM_RECORD = ("seconds", "pieces", "rows", "metric", "full_depth", "trace", "commit", "dirty", "date", "machine",
-                "versions")  # fmt: skip
+_FROM_RECORD = ("seconds", "pieces", "rows", "encoder_hash", "data_hash", "metric", "full_depth", "trace", "commit",
+                "dirty", "date", "machine", "versions")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -16,15 +16,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp.bench.provenance import provenance, write_result
 from offramp.bench.suite import Cell, Suite, SuiteTask, select
+from offramp.bench.suite_inputs import check_inputs, data_files, data_hash, encoder_hash, missing_data
 from offramp.bench.suite_results import Results
 from offramp.errors import InUseError, KnobError, OfframpError, RunError
-from offramp.inputs.files import SUFFIXES
 from offramp.run import Run
 from offramp.traces.curves import full_depth, static_exits
 from offramp.traces.store import load_trace
@@ -87,11 +88,13 @@ def run_suite(
 
     Raises:
         KnobError: a task or recipe that the suite does not have, or minutes below 0.
+        RunError: the results hold cells of another encoder, or of other rows.
     """
     if minutes is not None and not minutes >= 0:
         raise KnobError(f"--minutes must be 0 or more, not {minutes}")
     end = None if minutes is None else time.monotonic() + 60 * minutes
     runner = _Runner(suite, places, Results(places.results), train or _train, say)
+    runner.check_what_is_there()
     runner.write()
     tried: set[str] = set()
     for cell in select(suite.cells(), tasks=tasks, recipes=recipes):
@@ -118,25 +121,18 @@ def why_not(suite: Suite, places: Places, cell: Cell) -> str | None:
         suite.entries[cell.recipe].rule(suite.tasks[cell.task].problem_type)
     except OfframpError as error:
         return str(error)
-    return _missing(suite.tasks[cell.task], places.data)
+    return missing_data(suite.tasks[cell.task], places.data)
 
 
-def _missing(task: SuiteTask, root: Path) -> str | None:
-    """Which file of the data is not there, and how to get it."""
-    folder = root / task.folder
-    for part, names in (("train", ("train",)), ("dev", ("dev", "validation", "valid", "test"))):
-        if not any((folder / f"{name}{suffix}").is_file() for name in names for suffix in SUFFIXES):
-            return f"there is no {task.folder}/{part}.jsonl among the data: {task.get}"
-    return None
-
-
-@dataclass(frozen=True)
+@dataclass
 class _Runner:
     suite: Suite
     places: Places
     results: Results
     train: Callable[[Plan], object]
     say: Callable[[str], None]
+    hashes: dict[str, str] = field(default_factory=dict)
+    """Task -> of its rows, as far as they were asked for."""
 
     def folder(self, cell: Cell, key: str) -> Path:
         """Run folder of a cell under way."""
@@ -153,6 +149,27 @@ class _Runner:
             return key, None
         reason = why_not(self.suite, self.places, cell) or self.results.failure(cell.task, key)
         return key, reason or ("begun" if _begun(self.folder(cell, key)) else "not run yet")
+
+    @cached_property
+    def encoder(self) -> str:
+        """Hash of the encoder."""
+        return encoder_hash(self.places.model or self.suite.encoder)
+
+    def data(self, task: str) -> str:
+        """Hash of a task's rows, which are there."""
+        if task not in self.hashes:
+            self.hashes[task] = data_hash(self.suite.tasks[task], self.places.data)
+        return self.hashes[task]
+
+    def check_what_is_there(self) -> None:
+        """Complain of cells that were trained from something else. Tasks whose rows are not here are not asked."""
+        for cell in self.suite.cells():
+            key, reason = self.status(cell)
+            if key is None or reason is not None or missing_data(self.suite.tasks[cell.task], self.places.data):
+                continue
+            record = self.results.record(cell.task, key)
+            assert record is not None, "a cell without a record is not done"
+            check_inputs(record, encoder=self.encoder, data=self.data(cell.task), results=self.places.results)
 
     def write(self) -> list[dict[str, Any]]:
         """Write the list of cells."""
@@ -217,6 +234,8 @@ class _Runner:
             "arguments": self.suite.plan_arguments(cell),
             "epochs": _epochs(self.suite, cell),
             "rows": trained["rows"],
+            "encoder_hash": self.encoder,
+            "data_hash": self.data(cell.task),
             "seconds": round(seconds, 1),
             "pieces": pieces,
             "metric": metric,
@@ -263,7 +282,8 @@ class _Runner:
         pooling = None
         if entry.num_layers is not None:
             pooling = pretrained_pooling(model)
-            model = str(_first_layers(model, entry.num_layers, self.places.work / f"first-{entry.num_layers}-layers"))
+            name = f"first-{entry.num_layers}-layers-{self.encoder[:12]}"
+            model = str(_first_layers(model, entry.num_layers, self.places.work / name))
         return Plan(
             model=model,
             data=str(self.places.data / task.folder),
@@ -335,7 +355,7 @@ def _epochs(suite: Suite, cell: Cell) -> float:
 
 def _rows(task: SuiteTask, root: Path) -> int | None:
     """Training rows, by lines of the file; None where it has no lines."""
-    path = next((path for suffix in SUFFIXES if (path := root / task.folder / f"train{suffix}").is_file()), None)
+    path = data_files(task, root)["train"]
     if path is None or path.suffix == ".parquet":
         return task.train_rows
     with path.open("rb") as file:

@@ -66,6 +66,7 @@ def compute(
     return {
         "suite": suite.name,
         "encoder": suite.encoder,
+        "encoder_hash": sorted({cell["encoder_hash"] for cell in done}),
         "targets": list(suite.targets),
         "splits": suite.splits,
         "resamples": suite.resamples,

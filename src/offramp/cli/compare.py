@@ -34,9 +34,13 @@ if TYPE_CHECKING:
 
 TARGETS = (1.5, 2.0, 3.0, 4.0)
 
+_OF_SUITE = frozenset({"model", "minutes", "tasks", "recipes", "keep_runs"})
+"""Parameters that say how a suite is run."""
+
 
 @app.command(short_help="Every exit criterion on one trace: table, plot, report.")
 def compare(
+    context: typer.Context,
     run: Annotated[
         Path | None, typer.Argument(help="Run folder that `offramp train` wrote; none with --suite.", metavar="RUN")
     ] = None,
@@ -85,11 +89,18 @@ def compare(
     minutes: Annotated[
         float | None, typer.Option(metavar="N", help="With --suite: stop after so long; the next call goes on.")
     ] = None,
+    tasks: Annotated[str | None, typer.Option(metavar="A,B,...", help="With --suite: only these tasks.")] = None,
+    recipes: Annotated[str | None, typer.Option(metavar="A,B,...", help="With --suite: only these rows.")] = None,
+    keep_runs: Annotated[bool, typer.Option("--keep-runs", help="With --suite: keep the trained models.")] = False,
     as_json: Json = False,
 ) -> None:
     """Compare exit criteria: table, JSON, plot and a self-contained HTML report."""
+    _check_options(context, suite)
     if suite is not None:
-        _of_suite(suite, run, data=data, model=model, out=out, minutes=minutes, as_json=as_json)
+        _of_suite(
+            suite, run, data=data, model=model, out=out, minutes=minutes, tasks=_names(tasks), recipes=_names(recipes),
+            keep_runs=keep_runs, as_json=as_json,
+        )  # fmt: skip
         return
     if run is None:
         raise KnobError("name the run folder to compare criteria of, or give --suite to compare recipes")
@@ -126,6 +137,35 @@ def compare(
     console().print(f"\nWrote {folder}/compare.json, compare.png and report.html")
 
 
+def _check_options(context: typer.Context, suite: Path | None) -> None:
+    """Complain of options that would not be heeded."""
+    given = _given(context)
+    if suite is None:
+        if wrong := [name for name in given if name in _OF_SUITE]:
+            raise KnobError(f"{_flag(wrong[0])} is about a suite: give --suite FILE too, or leave it out")
+        return
+    heeded = {"suite", "run", "data", "out", "as_json"} | _OF_SUITE
+    if wrong := [name for name in given if name not in heeded]:
+        raise KnobError(f"a suite says for itself what {_flag(wrong[0])} is: write it in {suite}, or leave it out")
+    trains = ["data", *sorted(_OF_SUITE)]
+    if suite.is_dir() and (wrong := [name for name in trains if name in given]):
+        raise KnobError(f"{suite} holds results, and nothing is trained from it: leave {_flag(wrong[0])} out")
+
+
+def _given(context: typer.Context) -> list[str]:
+    """Parameters that stand on the command line. By name: whose click typer brings along depends on its version."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _names(given: str | None) -> list[str]:
+    return [] if given is None else [name.strip() for name in given.split(",") if name.strip()]
+
+
 def _of_suite(
     suite: Path,
     run: Path | None,
@@ -134,6 +174,9 @@ def _of_suite(
     model: str | None,
     out: Path | None,
     minutes: float | None,
+    tasks: Sequence[str],
+    recipes: Sequence[str],
+    keep_runs: bool,
     as_json: bool,
 ) -> None:
     """Tasks x recipes x seeds: tables and plots of what is done."""
@@ -142,11 +185,17 @@ def _of_suite(
     if run is not None:
         raise KnobError(f"--suite trains models of its own: leave {run} away")
     require("matplotlib", extra="plots")
-    numbers, folder = compare_suite(suite, data=data, model=model, out=out, minutes=minutes)
+    numbers, folder = compare_suite(
+        suite, data=data, model=model, out=out, minutes=minutes, tasks=tasks, recipes=recipes, keep_runs=keep_runs
+    )
     if as_json:
         print_json(numbers)
         return
-    console().print(f"Wrote {folder}/comparison.md, tables.json and plots; every cell stands in suite.json")
+    done = any(task["rows"] for task in numbers["tasks"])
+    console().print(
+        f"Wrote {folder}/comparison.md, tables.json and plots; every cell stands in suite.json" if done else
+        f"Nothing is done yet, so there are no tables and no plots; why stands in {folder}/suite.json"
+    )  # fmt: skip
 
 
 def write_comparison(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def compare_suite(
     Args:
         suite: a TOML file, or the folder of results that one left.
         data: root of the tasks' folders; a file of a suite needs it.
-        model: folder of the encoder, instead of the name in the file.
+        model: name or folder of an encoder, instead of the one in the file.
         out: folder of results, by default ``runs/suite-NAME``; of a folder of results, where the tables go.
         work: where checkpoints are; by default ``work`` beside the results' traces.
         minutes: a box of time; see ``run_suite``.
@@ -39,7 +40,7 @@ def compare_suite(
         keep_runs: leave the trained models in the work folder.
 
     Returns:
-        The numbers of the tables, and the folder of results.
+        The numbers of the tables with the list of cells, and the folder of results.
 
     Raises:
         KnobError: no data for a file of a suite.
@@ -52,17 +53,24 @@ def compare_suite(
     from offramp.cli.common import quiet_transformers
 
     loaded = load_suite(suite)
+    if model is not None:
+        loaded = replace(loaded, encoder=model)
     if data is None:
         raise KnobError(f"--suite {suite} needs --data: the folder that holds a folder for each of its tasks")
     folder = out or Path("runs") / f"suite-{loaded.name}"
-    places = Places(data=Path(data), model=model, results=folder, work=work or folder / "work", keep_runs=keep_runs)
+    places = Places(data=Path(data), results=folder, work=work or folder / "work", keep_runs=keep_runs)
     quiet_transformers()
+    _say(f"Data in {data}, results in {folder}")
     _say(list_cells(run_suite(loaded, places, minutes=minutes, tasks=tasks, recipes=recipes, say=_say)))
     return write_tables(folder, pages=folder), folder
 
 
 def write_tables(results: Path, *, pages: Path) -> dict[str, Any]:
-    """Compute the tables of a folder of results: ``tables.json``, ``comparison.md`` and plots in ``pages``."""
+    """Compute the tables of a folder of results: ``tables.json``, ``comparison.md`` and plots in ``pages``.
+
+    Returns:
+        The numbers, and ``cells`` as ``suite.json`` has them.
+    """
     from offramp.bench.provenance import write_result
     from offramp.bench.suite_page import as_markdown
     from offramp.bench.suite_plots import figures, plot_tier
@@ -78,7 +86,7 @@ def write_tables(results: Path, *, pages: Path) -> dict[str, Any]:
         write_atomically(pages / name, plot_tier(numbers, tier))
     text = f"# {suite.name}\n\n{as_markdown(numbers, pictures='.')}\n"
     write_atomically(pages / "comparison.md", text.encode())
-    return numbers
+    return {**numbers, "cells": cells}
 
 
 def list_cells(cells: Sequence[Mapping[str, Any]]) -> str:
