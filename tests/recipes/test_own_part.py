@@ -62,7 +62,7 @@ def test_de3bert_ranks_texts_otherwise_than_entropy_does(trained: Callable[..., 
     rule = load_recipe("de3bert").criterion("single_label_classification")
     trace = load_trace(trained("de3bert").folder / "traces" / "dev.safetensors")
     ours, entropy = (scores(trace, one) for one in (rule, make("entropy")))
-    assert any(not np.array_equal(np.argsort(a), np.argsort(b)) for a, b in zip(ours, entropy, strict=True))
+    assert min(np.corrcoef(a, b)[0, 1] for a, b in zip(ours, entropy, strict=True)) < 0.99
 
 
 def test_training_twice_gives_the_same_model(trained: Callable[..., Run]) -> None:

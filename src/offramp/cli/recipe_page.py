@@ -58,7 +58,7 @@ def page(name: str) -> str:
         *_exits(recipe),
         *_training(recipe),
         *_leaving(recipe),
-        _commands(name, recipe),
+        _commands(name),
     ]
     return "\n\n".join(blocks) + "\n"
 
@@ -174,7 +174,7 @@ def _leaving(recipe: Recipe) -> list[str]:
         blocks.append(f"By `{criterion.name}`{where}: {criterion.summary}.")
         blocks.append(_knob_table(criterion))
         blocks += _setting_table(_criterion_rows(criterion))
-    blocks.append("A trained run has a default operating point, whose knobs were chosen on dev.")
+    blocks.append("A trained run has a default operating point, its knobs chosen on dev; `--knob NAME=X` sets others.")
     return blocks
 
 
@@ -191,15 +191,9 @@ def _criterion_rows(criterion: Criterion) -> list[Setting]:
     return _settings("criterion", type(criterion), values, lambda **s: replace(criterion, **s))
 
 
-def _commands(name: str, recipe: Recipe) -> str:
-    predict = 'offramp predict runs/x "a text"'
-    if recipe.exits != "last":
-        knobs = next(iter(recipe.criteria.values())).knobs
-        for knob, what in knobs.items():
-            value = _number(what.default)
-            predict += f" --threshold {value}" if list(knobs) == ["threshold"] else f" --knob {knob}={value}"
+def _commands(name: str) -> str:
     lines = [f"offramp train --model MODEL --data DATA --recipe {name} --out runs/x"]
-    lines += ["offramp compare runs/x --data DATA", predict]
+    lines += ["offramp compare runs/x --data DATA", 'offramp predict runs/x "a text"']
     return "## Command line\n\n```\n" + "\n".join(lines) + "\n```"
 
 

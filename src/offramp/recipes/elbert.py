@@ -16,7 +16,8 @@ Leave where H(p) / ln C < threshold, or where the last ``window`` exits all pred
 ## What we do differently
 
 - The released code follows the probability of class 0, which serves two classes; our trend is that of the predicted
-  class, for any number of them. ``criterion.rule`` has the paper's three rules.
+  class, for any number of them. ``criterion.rule`` has the paper's three rules,
+  the first without the margin about one half that its code has for two classes.
 - Its decision is by row; the released code averages the entropy over the batch.
 - The loss is divided by M, as our other losses are; AdamW's steps do not depend on it. Nothing holds the t_m back, in
   the paper neither: weight drifts towards the exits that are better than the last.
