@@ -280,7 +280,7 @@ def test_runs_that_say_less(trained: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     assert offramp.load(run).columns == offramp.load(trained).columns
     shutil.rmtree(run / "traces")
-    with pytest.raises(KnobError, match="has no trace; run `offramp record`"):
+    with pytest.raises(KnobError, match=r"has no traces/dev.*offramp calibrate .* makes a point"):
         offramp.load(run)("text", speedup=2.0)
     (run / "operating_points.json").unlink()
     with pytest.raises(RunError, match="has no operating_points"):
@@ -290,11 +290,23 @@ def test_runs_that_say_less(trained: Path, tmp_path: Path) -> None:
     del config["offramp"]["text_columns"]
     (run / "config.json").write_text(json.dumps(config))
     assert offramp.load(run).columns is None
-    with pytest.raises(KnobError, match="batch_size must be 1 or more"):
+    with pytest.raises(KnobError, match="batch_size must be a whole number of 1 or more, not 0"):
         offramp.load(run, batch_size=0)
 
 
-@pytest.mark.parametrize("texts", [None, 5])
+def test_what_is_no_number_is_refused_as_such(trained: Path) -> None:
+    for wrong in ("3", 2.5, True):
+        with pytest.raises(KnobError, match="batch_size must be a whole number of 1 or more"):
+            offramp.load(trained, batch_size=wrong)
+    classifier = offramp.load(trained)
+    for wishes in ({"threshold": "0.3"}, {"threshold": True}, {"max_layers": "2"}, {"knobs": {"threshold": None}}):
+        with pytest.raises(KnobError, match="must be a number, not"):
+            classifier("text", **wishes)
+    with pytest.raises(KnobError, match="knobs must be a mapping from names to numbers"):
+        classifier("text", knobs=[1])
+
+
+@pytest.mark.parametrize("texts", [None, 5, {"text": "a"}, b"text"])
 def test_what_is_no_text_at_all(trained: Path, texts: Any) -> None:
     with pytest.raises(DataError, match="give a text or a list of texts, not"):
         offramp.load(trained)(texts)

@@ -11,12 +11,12 @@ from typing import Any, TypedDict
 
 from offramp.calibration.points import OperatingPoint
 from offramp.calibration.promise import CONFIDENCE, percent, promise_kind
-from offramp.calibration.risk import is_number
 from offramp.calibration.sweep import choose
 from offramp.criteria import Criterion, make
 from offramp.errors import KnobError, RunError
 from offramp.run import Run, weights_hash
 from offramp.runtimes import RuntimeInfo
+from offramp.settings import is_number
 from offramp.traces.store import load_trace
 from offramp.traces.trace import Trace
 
@@ -103,6 +103,8 @@ class Chooser:
             chosen.append("max_layers")  # leaving sooner than the point does is not what was promised
         if len(chosen) > 1:
             raise KnobError(f"{' and '.join(chosen)} contradict each other: give one")
+        if max_layers is not None and not is_number(max_layers):
+            raise KnobError(f"max_layers must be a number, not {max_layers!r}")
         cap = {} if max_layers is None else {"max_layers": float(max_layers)}
         if full_depth:
             return Setting(make("depth", problem_type=self.run.problem_type), cap, "full depth")
@@ -119,6 +121,8 @@ class Chooser:
             return self._as_it_is(point)
         self._check_origin(point)
         criterion = make(point.criterion, **point.settings)
+        if not isinstance(given, Mapping):
+            raise KnobError(f"knobs must be a mapping from names to numbers, not {given!r}")
         unknown = sorted(given.keys() - criterion.knobs.keys())
         if unknown:
             raise KnobError(
@@ -158,7 +162,10 @@ class Chooser:
         criterion = make(point.criterion, **point.settings)
         dev = self.run.folder / "traces" / "dev.safetensors"
         if not dev.is_file():
-            raise KnobError(f"no speed-up can be promised: {self.run.folder} has no trace; run `offramp record`")
+            raise KnobError(
+                f"{self.run.folder} has no traces/dev, by which thresholds for a layer speed-up are chosen: "
+                f"{command}{self._on_what_serves()}` makes a point"
+            )
         chosen = choose(self._as_served(load_trace(dev)), criterion, speedup=speedup)
         self._warn_once(
             f"no point for a speed-up of {speedup:g}",

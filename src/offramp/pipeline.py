@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
@@ -69,8 +69,9 @@ def load(
     """
     if monitor is not None and lanes != 1:
         raise KnobError("a monitor sees one batch after the other: leave lanes out, or the monitor")
-    if batch_size < 1:
-        raise KnobError(f"batch_size must be 1 or more, not {batch_size}")
+    for name, count in (("batch_size", batch_size), ("lanes", lanes)):
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise KnobError(f"{name} must be a whole number of 1 or more, not {count!r}")
     run = Run.open(folder)
     opened = open_runtime(run.folder, runtime, device=device, dtype=dtype, threads=threads, lanes=lanes)
     return Classifier(run, opened, batch_size=batch_size, lanes=lanes, monitor=monitor)
@@ -138,7 +139,7 @@ class Classifier:
             KnobError: options that contradict each other or the criterion, or that nothing was calibrated for.
         """
         setting = self.setting(**wishes)
-        if not isinstance(texts, Iterable):
+        if not isinstance(texts, Iterable) or isinstance(texts, Mapping | bytes):
             raise DataError(f"give a text or a list of texts, not {type(texts).__name__}")
         if isinstance(texts, str | tuple):
             return self._one(cast("Text", texts), setting)

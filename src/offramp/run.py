@@ -27,7 +27,7 @@ from safetensors.numpy import load_file
 from offramp.errors import RunError
 from offramp.types import PROBLEM_TYPES, ProblemType
 
-__all__ = ["FORMAT", "Run", "replace_folder", "weights_hash"]
+__all__ = ["FORMAT", "Run", "left_behind", "replace_folder", "weights_hash"]
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +181,7 @@ def replace_folder(target: str | Path) -> Iterator[Path]:
     check_replaceable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     staging, old = (target.with_name(f"{target.name}.{kind}-{os.getpid()}") for kind in ("tmp", "old"))
-    for left in _left_behind(target, "tmp"):
+    for left in left_behind(target, "tmp"):
         shutil.rmtree(left, ignore_errors=True)
     staging.mkdir()
     _BUSY.add(target.absolute())
@@ -208,7 +208,7 @@ def _put_back(target: Path) -> None:
     Only where there is no doubt: ``target`` is not there, one folder was moved aside, and the process that did that is
     no more.
     """
-    if target.exists() or len(aside := _beside(target, "old")) != 1 or _left_behind(target, "old") != aside:
+    if target.exists() or len(aside := _beside(target, "old")) != 1 or left_behind(target, "old") != aside:
         return
     try:
         os.rename(aside[0], target)
@@ -222,7 +222,7 @@ def _absent(folder: Path) -> str:
     aside = _beside(folder, "old")
     if not aside:
         return f"there is no folder {folder}: give the folder that `offramp train --out` wrote"
-    if len(aside) == 1 and aside != _left_behind(folder, "old"):
+    if len(aside) == 1 and aside != left_behind(folder, "old"):
         return f"{folder} is being replaced by a process that still runs: wait for it"
     return f"{folder} was being replaced when something ended that: rename {aside[-1]} to it"
 
@@ -232,8 +232,8 @@ def _beside(target: Path, kind: str) -> list[Path]:
     return sorted(path for path in target.parent.glob(f"{glob.escape(target.name)}.{kind}-*") if path.is_dir())
 
 
-def _left_behind(target: Path, kind: str) -> list[Path]:
-    """Those of them whose process is no more."""
+def left_behind(target: Path, kind: str) -> list[Path]:
+    """Folders NAME.kind-PID beside NAME whose process is no more."""
     found = []
     for path in _beside(target, kind):
         process = path.name.removeprefix(f"{target.name}.{kind}-")

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 from offramp.errors import KnobError
 
-__all__ = ["check_choice", "check_number"]
+__all__ = ["check_choice", "check_number", "is_number"]
+
+
+def is_number(value: object) -> bool:
+    """Whether something is a real number; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -287,7 +287,12 @@ def class_name(raw: object) -> str | None:
     """What a class is called, however the file writes it: 3, 3.0, "3" and " 3 " are one class; None where unlabelled.
 
     Unlabelled are None, the empty string and NaN. Truth values are called ``true`` and ``false``.
+
+    Raises:
+        DataError: neither a name nor a number.
     """
+    if isinstance(raw, Mapping | bytes):
+        raise DataError(f"a label must be a name or a number, not {raw!r}")
     if isinstance(raw, np.generic):
         raw = raw.item()
     if isinstance(raw, bool):

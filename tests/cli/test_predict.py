@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -341,3 +342,28 @@ def test_shadow_runs_of_a_point_without_a_promise(cli: Cli, trained: Path, texts
     assert len(done.lines) == 48
     alone = cli("predict", trained, "--input", texts_file, "--monitor")
     assert "promised" not in alone.err
+
+
+def test_labels_that_the_systems_encoding_does_not_know(trained: Path, tmp_path: Path) -> None:
+    """What programs read is UTF-8; a table says what it can."""
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    config = json.loads((run / "config.json").read_text())
+    config["id2label"] = {number: f"très 😀{number}" for number in config["id2label"]}
+    (run / "config.json").write_text(json.dumps(config))
+    for command in ("predict", "inspect"):
+        words = [sys.executable, "-m", "offramp", command, run, "a lovely film", "--runtime", "torch"]
+        environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+        done = subprocess.run(words, capture_output=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "très 😀" in done.stdout.decode("utf-8")
+
+
+def test_a_table_that_nobody_reads_ends_quietly() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "offramp", "recipes"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -394,6 +395,26 @@ def test_a_variant_is_replaced_whole(copy: Path, monkeypatch: pytest.MonkeyPatch
     assert sorted(path.name for path in variant(copy, "float32").iterdir()) == [
         "manifest.json", "single.onnx", "stage-0.onnx", "stage-1.onnx",
     ]  # fmt: skip
+
+
+def test_what_a_killed_export_left_is_tidied_up(tmp_path: Path) -> None:
+    from offramp.runtimes.export.source import placed
+
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    gone, alive = process.pid, os.getppid()
+    for name in (f".int8.new-{gone}", f".int8.old-{gone}", f".int8.new-{alive}", f".float32.new-{gone}"):
+        (tmp_path / "onnx" / name).mkdir(parents=True)
+        (tmp_path / "onnx" / name / "manifest.json").write_text(name)
+    target = tmp_path / "onnx" / "int8"
+    with pytest.raises(ZeroDivisionError), placed(target):
+        raise ZeroDivisionError
+    assert (target / "manifest.json").read_text() == f".int8.old-{gone}", "it had only been moved aside"
+    left = {path.name for path in (tmp_path / "onnx").iterdir()}
+    assert left == {"int8", f".int8.new-{alive}", f".float32.new-{gone}"}, "not what others are writing"
+    with placed(target) as folder:
+        (folder / "manifest.json").write_text("new")
+    assert (target / "manifest.json").read_text() == "new"
 
 
 def test_what_the_manifest_says(run: Path) -> None:

@@ -443,12 +443,12 @@ def test_what_is_imported_tells_nobody_either() -> None:
 
 
 def test_the_logging_of_others_stays_as_it_was() -> None:
-    from offramp.runtimes.export.openvino import _nncf
+    from offramp.runtimes.export.openvino import load_nncf
 
     listening = logging.NullHandler(logging.INFO)
     logging.getLogger("nncf").addHandler(listening)
     try:
-        _nncf()
+        load_nncf()
         assert listening.level == logging.INFO
         assert logging.getLoggerClass() is logging.Logger
     finally:

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from offramp.calibration.risk import is_number
 from offramp.errors import RunError
+from offramp.settings import is_number
 from offramp.traces.files import write_atomically
 
 __all__ = ["FILE", "FORCED", "FORMAT", "OperatingPoint", "read_points", "write_points"]
@@ -18,6 +18,7 @@ FORMAT = 1
 """Number of the format written here; a file of a higher number is refused."""
 
 FILE = "operating_points.json"
+_WITHOUT = "remove it, and `offramp calibrate` makes another (until then ask for --full-depth)"
 
 FORCED = "-forced"
 """What the names of points end in that were forced: whatever they promise is worth nothing."""
@@ -142,13 +143,13 @@ def read_points(folder: Path | str) -> list[OperatingPoint]:
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise RunError(f"{path} is damaged ({error}): remove it and train again") from None
+        raise RunError(f"{path} is damaged ({error}): {_WITHOUT}") from None
     if (
         not isinstance(content, dict)
         or not isinstance(content.get("format"), int)
         or not isinstance(content.get("points", []), list)
     ):
-        raise RunError(f"{path} does not hold operating points: remove it and train again")
+        raise RunError(f"{path} does not hold operating points: {_WITHOUT}")
     if content["format"] > FORMAT:
         raise RunError(f"{path} has format {content['format']}, this offramp reads up to {FORMAT}: upgrade it")
     return [OperatingPoint.from_json(point) for point in content.get("points", [])]

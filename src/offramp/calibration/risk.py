@@ -11,13 +11,13 @@ and that order was made on other rows. Nothing here knows of traces, criteria or
 from __future__ import annotations
 
 import math
-from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import KnobError, require
+from offramp.settings import is_number
 
 __all__ = [
     "accepted",
@@ -26,7 +26,6 @@ __all__ = [
     "conformal_accepted",
     "conformal_limit",
     "hoeffding_bentkus_p",
-    "is_number",
     "p_values",
     "smallest_provable",
     "texts_needed",
@@ -37,11 +36,6 @@ Floats = NDArray[np.float64]
 
 _ROUNDING = 1e-9
 """Losses of which some are no whole numbers add up to a whole number but for this."""
-
-
-def is_number(value: object) -> bool:
-    """Whether something is a real number; True and False are none."""
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_promise(risk: float, confidence: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import os
 import sys
@@ -55,6 +56,7 @@ def _options(
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 2 bad input (one sentence on standard error), 130 interrupted."""
     words, debug = _prepared(sys.argv[1:] if arguments is None else arguments)
+    _speak_plainly()
     _say_warnings()
     try:
         status = _run(words)
@@ -121,6 +123,17 @@ def _prepared(given: Sequence[str]) -> tuple[list[str], bool]:
     options = words[: words.index("--")] if "--" in words else words
     debug = "--debug" in options
     return [word for word in options if word != "--debug"] + words[len(options) :], debug
+
+
+def _speak_plainly() -> None:
+    """What programs read is UTF-8, whatever the system's encoding; people are shown what their terminal can show."""
+    for stream in (sys.stdout, sys.stderr):
+        if not isinstance(stream, io.TextIOWrapper):
+            continue  # somebody's own, as in a test
+        if stream is sys.stdout and not stream.isatty():
+            stream.reconfigure(encoding="utf-8")
+        else:
+            stream.reconfigure(errors="backslashreplace")
 
 
 class _Messages(logging.Handler):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -186,6 +187,6 @@ def _say_done(folder: Path, point: Any, finetune: bool) -> None:
         + ("No labels were used: exits learned from the model's own answers.\n" if own else "")
         + f"Default operating point ({point.criterion}): {what} {measured['score']:.4f} on {measured['n']} dev "
         f"texts{full}, layer speed-up {measured['layer_speedup']:.2f}x.\n"
-        f'Next: offramp predict {folder} "a text"\n'
-        f"      offramp compare {folder} --trace {folder}/traces/dev"
+        f'Next: offramp predict {shlex.quote(str(folder))} "a text"\n'
+        f"      offramp compare {shlex.quote(str(folder))} --trace {shlex.quote(str(folder / 'traces' / 'dev'))}"
     )

@@ -97,10 +97,15 @@ LabelColumn = Annotated[
 ]
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise  # rich calls this where it caught one, and would exit with 1
+
+
 def console() -> Console:
     """For people. Prints what it is given (a label may be called ``[b]``), and cuts nothing where no one looks on."""
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200
-    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, width=width)
+    return _Console(highlight=False, markup=False, emoji=False, soft_wrap=True, width=width)
 
 
 def show(table: Table) -> None:

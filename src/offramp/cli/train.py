@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -131,8 +132,9 @@ def _say_done(folder: Path, point: Any, data: str | None) -> None:
         f"Saved {folder}.\n"
         f"Default operating point ({point.criterion}): {measured['metric']} {measured['score']:.4f} on dev, full depth "
         f"{measured['full_depth_score']:.4f}, layer speed-up {measured['layer_speedup']:.2f}x.\n"
-        f'Next: offramp predict {folder} "a text"\n'
-        f"      offramp compare {folder} " + (f"--trace {folder}/traces/dev" if data is None else f"--data {data}")
+        f'Next: offramp predict {shlex.quote(str(folder))} "a text"\n'
+        f"      offramp compare {shlex.quote(str(folder))} {'--trace' if data is None else '--data'} "
+        f"{shlex.quote(str(folder / 'traces' / 'dev') if data is None else data)}"
     )
 
 

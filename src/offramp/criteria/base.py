@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 from array_api_compat import array_namespace
 
 from offramp.errors import KnobError, UnsupportedError
-from offramp.settings import check_number
+from offramp.settings import check_number, is_number
 from offramp.types import Array, Decision, ExitOutput, Knobs, ProblemType, Stage, State
 
 __all__ = ["Criterion", "Knob", "Scored", "score_name"]
@@ -37,7 +37,9 @@ class Knob:
     """What a whole number counts."""
 
     def check(self, name: str, value: float) -> None:
-        """Raise KnobError where the value is outside the knob's range (or is no number)."""
+        """Raise KnobError where the value is outside the knob's range, or is no number."""
+        if not is_number(value):
+            raise KnobError(f"{name} must be a number, not {value!r}")
         if not self.low <= value <= self.high:
             raise KnobError(f"{name} must be between {self.low:g} and {self.high:g}, not {value!r}")
         if self.integer and value != int(value):

@@ -79,7 +79,10 @@ def _check_present(tensors_path: Path, json_path: Path) -> None:
     if len(missing) == 2:
         raise RunError(f"there is no trace {tensors_path.with_suffix('')}: `offramp record` makes one")
     if missing:
-        raise RunError(f"half of a trace is missing, {missing[0]}: run `offramp record` again")
+        raise RunError(
+            f"half of a trace is missing, {missing[0]}: record it again, `offramp record RUN --data DATA --out "
+            f"{tensors_path.with_suffix('')}`"
+        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -45,9 +45,9 @@ def prepare(model: Path, folder: Path, texts: Sequence[Encoded], settings: Mappi
 
 
 def _quantised(graph: Any, texts: Sequence[Encoded], pad_token: int) -> Any:
-    with without_telemetry():
-        import nncf
+    from offramp.runtimes.export.openvino import load_nncf  # brings torch along: not where a graph is only served
 
+    nncf = load_nncf()
     dataset = nncf.Dataset([padded([text], pad_token) for text in texts])
     return nncf.quantize(graph, dataset, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(texts))
 

@@ -43,7 +43,7 @@ from offramp.traces.files import write_atomically
 with without_telemetry():
     import openvino
 
-__all__ = ["LENGTH_STEP", "export_openvino"]
+__all__ = ["LENGTH_STEP", "export_openvino", "load_nncf"]
 
 LENGTH_STEP = 4
 """Tokens: a compromise between kernels for ever more widths, and tokens computed for nothing."""
@@ -122,7 +122,7 @@ def _write(folder: Path, source: Source, graphs: Mapping[str, Any], kind: str | 
     folder.mkdir()
     versions = {"openvino": openvino.get_version(), "onnx": onnx.__version__}
     if kind is not None:
-        versions["nncf"] = _nncf().__version__
+        versions["nncf"] = load_nncf().__version__
     manifest = described(
         source,
         {name: _file(folder, name, graph) for name, graph in graphs.items()},
@@ -155,7 +155,7 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _nncf() -> Any:
+def load_nncf() -> Any:
     """NNCF, which speaks only of what went wrong, and leaves other people's logging alone."""
     loggers = logging.getLoggerClass()
     with without_telemetry():
@@ -196,7 +196,7 @@ def quantised(graph: Any, given: Sequence[Mapping[str, Any]]) -> Any:
         graph: in float32.
         given: its inputs, by name, as many times as there are texts.
     """
-    nncf = _nncf()
+    nncf = load_nncf()
     exact = [node.get_friendly_name() for node in graph.get_ordered_ops() if _stays_exact(node)]
     with redirect_stdout(io.StringIO()):  # bars of progress
         return nncf.quantize(

@@ -22,7 +22,7 @@ from offramp.engine.costs import measure_cost
 from offramp.errors import KnobError, UnsupportedError
 from offramp.inputs.tokens import Text, Tokenizer
 from offramp.model.modeling import load_early_exit
-from offramp.run import Run, weights_hash
+from offramp.run import Run, left_behind, weights_hash
 from offramp.runtimes.base import Runtime, RuntimeInfo
 from offramp.runtimes.export.check import Reading, agreement
 from offramp.runtimes.export.graph import OPSET, Form, attention_as, can_mark, to_graph
@@ -288,10 +288,17 @@ def checked(
 
 @contextmanager
 def placed(target: Path) -> Iterator[Path]:
-    """A temporary folder that takes the target's place when the block ends well, and is removed when it does not."""
+    """A temporary folder that takes the target's place when the block ends well, and is removed when it does not.
+
+    What a killed process left is removed; where it had only moved the target aside, that is put back first.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging, old = (target.with_name(f".{target.name}.{kind}-{os.getpid()}") for kind in ("new", "old"))
-    for left in (staging, old):
+    hidden = target.with_name(f".{target.name}")
+    aside = left_behind(hidden, "old")
+    if len(aside) == 1 and not target.exists():
+        os.rename(aside[0], target)
+    staging, old = (hidden.with_name(f"{hidden.name}.{kind}-{os.getpid()}") for kind in ("new", "old"))
+    for left in (staging, old, *left_behind(hidden, "new"), *left_behind(hidden, "old")):
         shutil.rmtree(left, ignore_errors=True)
     staging.mkdir()
     try:
