@@ -196,7 +196,7 @@ def test_training_options(
 
 def test_no_such_encoder(cli: Cli, rows: Callable[..., Path], tmp_path: Path) -> None:
     absent = tmp_path / "absent"
-    assert train(cli, str(absent), rows(GOOD), tmp_path / "run").error == f"there is no folder {absent}: check --model"
+    assert train(cli, str(absent), rows(GOOD), tmp_path / "run").error == f"there is no folder {absent}: check its name"
     assert "cannot load a tokenizer from no/such" in train(cli, "no/such", rows(GOOD), tmp_path / "run").error
     assert os.listdir(tmp_path) == ["data"]
 

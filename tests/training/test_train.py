@@ -111,6 +111,8 @@ def test_the_run_folder_holds_it_all(trained: Path, toy_data: Callable[[str], st
     }  # fmt: skip
     training = record(trained)
     assert training["arguments"]["seed"] == 42
+    assert [phase["trains"] for phase in training["phases"]] == ["all"]
+    assert training["phases"][0]["arguments"] == training["arguments"]
     assert training["arguments"]["per_device_train_batch_size"] == 16
     assert training["plan"]["recipe"] == "de3bert"
     assert training["rows"] == {"train": 96, "dev": 48}
@@ -751,6 +753,9 @@ def test_exits_learn_alone_afterwards(make_plan: MakePlan, tmp_path: Path, capsy
         stays = not name.startswith("offramp.") or name.endswith(".seen")  # which classes have a prototype
         assert torch.equal(value, before[name]) == stays, name
     last = [entry for entry in record(longer)["history"] if entry["phase"] == 2][-1]
+    phases = [phase["arguments"] for phase in record(longer)["phases"]]
+    assert [one["head_learning_rate"] for one in phases] == [1e-3, 5e-3]  # what was used, not what was given
+    assert [one["max_steps"] for one in phases] == [8, -1]
     assert last["epoch"] == 2  # neither --max_steps nor --num_train_epochs is about this phase
     assert {entry["phase"] for entry in record(usual)["history"]} == {1}
 

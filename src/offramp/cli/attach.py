@@ -11,13 +11,11 @@ import typer
 
 from offramp.cli import app
 from offramp.cli.common import Columns, LabelColumn, console, parse_settings, quiet_transformers, split_columns
+from offramp.cli.hub import check_there
 from offramp.cli.train import check_names, layer_numbers, left_tidy, trainer_arguments
 from offramp.errors import RunError, require
 
 logger = logging.getLogger(__name__)
-
-REACHED_WITHIN = 5
-"""Seconds in which the hub answers, where it is reached at all."""
 
 
 @app.command(
@@ -82,7 +80,7 @@ def attach(
     """Give a fine-tuned classifier exits; at full depth it answers as before, to the bit."""
     require("torch", extra="train")
     require("transformers", extra="train")
-    _check_there(model)
+    check_there(model)
     from offramp.training.attach import AttachPlan
     from offramp.training.attach import attach as attach_exits
 
@@ -116,48 +114,6 @@ def attach(
         from offramp.calibration.points import read_points
 
         _say_done(run.folder, read_points(run.folder)[0], finetune)
-
-
-def _check_there(model: str) -> None:
-    """Complain now of a model that cannot be had: asked for each file, the hub's library tries again for a minute.
-
-    Raises:
-        RunError: it is no folder, and either written like one, or the hub cannot be reached and never gave it.
-    """
-    if Path(model).is_dir():
-        return
-    if Path(model).is_absolute() or model.startswith(".") or model.count("/") > 1:  # no name of the hub's
-        raise RunError(f"there is no folder {model}: check its name")
-    if not _is_cached(model) and not _reaches_hub():
-        raise RunError(
-            f"cannot load a model from {model}: there is no such folder, and the hub cannot be reached: check the "
-            "name, or the network"
-        )
-
-
-def _is_cached(model: str) -> bool:
-    """Whether the hub gave it earlier."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = [try_to_load_from_cache(model, file) for file in ("config.json", "adapter_config.json")]
-    except HFValidationError:  # no name of the hub's either: transformers says so, and asks nobody
-        return True
-    return any(isinstance(path, str) for path in found)
-
-
-def _reaches_hub() -> bool:
-    """Whether anything answers there; where nobody may ask, transformers says so at once."""
-    from huggingface_hub import constants, get_session
-
-    if constants.HF_HUB_OFFLINE:
-        return True
-    try:
-        get_session().head(constants.ENDPOINT, timeout=REACHED_WITHIN)
-    except Exception:  # the kind is the HTTP library's, and which that is changes
-        return False
-    return True
 
 
 def _say_what_is_replaced(out: Path) -> None:

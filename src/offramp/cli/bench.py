@@ -25,6 +25,7 @@ from offramp.cli.common import (
     show,
     split_columns,
 )  # fmt: skip
+from offramp.cli.hub import check_there
 from offramp.errors import KnobError, require
 
 
@@ -84,6 +85,8 @@ def bench(
         print("\n".join(row_names(run, _numbers(max_lost), _scenarios(scenarios))))
         return
     threads = check_threads(threads)
+    if plain is not None:
+        check_there(str(plain))
     classifier = load(run, runtime="torch", device="cpu")
     examples = load_examples(
         data, classifier.task, text_columns=split_columns(text_columns), label_column=label_column,

@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 
 from offramp.cli import app
 from offramp.cli.common import Columns, LabelColumn, console, parse_settings, quiet_transformers, split_columns
-from offramp.errors import KnobError, RunError, TrainingError, require
+from offramp.cli.hub import check_there
+from offramp.errors import KnobError, TrainingError, require
 
 
 @app.command(
@@ -68,13 +69,17 @@ def train(
     ] = None,
     head_learning_rate: Annotated[
         float | None,
-        typer.Option(metavar="X", help="Of the exits and the model's own head; by default twenty times the encoder's."),
+        typer.Option(
+            metavar="X",
+            help="Of the exits and the model's own head, while the encoder learns; by default twenty times its rate.",
+        ),
     ] = None,
     exit_epochs: Annotated[
         float | None,
         typer.Option(
             metavar="X",
-            help="Epochs that exits learn alone afterwards, the encoder frozen; else as the recipe says.",
+            help="Epochs that exits learn alone afterwards, the encoder frozen; else as the recipe says. At a rate of "
+            "their own, and --max_steps is not about them; 0: none.",
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,
@@ -89,8 +94,7 @@ def train(
     from offramp.training.train import train as run_training
 
     quiet_transformers()
-    if (Path(model).is_absolute() or model.startswith(".")) and not Path(model).is_dir():
-        raise RunError(f"there is no folder {model}: check --model")
+    check_there(model)
     arguments = trainer_arguments(context.args)
     check_names(arguments, context)
     if head_learning_rate is not None:

@@ -66,7 +66,7 @@ class TorchRuntime:
                 raise RuntimeError("it holds shapes and no numbers")
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without CUDA
-            reason = str(error).splitlines()[0]
+            reason = str(error).splitlines()[0].partition(". ")[0]  # torch goes on to list all that it was built for
             raise KnobError(f"device {device!r} cannot be used here ({reason}): leave it out, or give cpu") from None
         return cls(load_early_exit(folder, dtype=_DTYPES[dtype]), device=device)
 

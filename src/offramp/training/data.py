@@ -310,7 +310,8 @@ def _parts(data: str) -> tuple[_Origin | None, _Origin | None, list[str]]:
         return _file(path), None, []
     if path.is_dir():
         return _folder(path)
-    if path.suffix.lower() in SUFFIXES or path.is_absolute() or data.startswith("."):
+    like_a_path = path.is_absolute() or data.startswith(".") or data.endswith("/") or data.count("/") > 1
+    if path.suffix.lower() in SUFFIXES or like_a_path:
         raise DataError(f"there is no file or folder {data}: check the name")
     return _hub(data)
 

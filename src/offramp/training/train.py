@@ -212,9 +212,12 @@ def fit(ready: Ready) -> Run:
     assert data.train.labels is not None
     assert data.dev.labels is not None
     history: list[dict[str, Any]] = []
+    used: list[dict[str, Any]] = []
     for number, phase in enumerate(recipe.training, start=1):
+        arguments = phase_arguments(plan, work, recipe, phase)
+        used.append({"trains": phase.train, "arguments": _kept(arguments)})
         model, log = _run_phase(
-            phase, number, model, phase_arguments(plan, work, recipe, phase), work, plan, task, told,
+            phase, number, model, arguments, work, plan, task, told,
             _heading(recipe, number), tokenizer,
             Rows(train_rows, data.train.labels), Rows(dev_rows, data.dev.labels),
         )  # fmt: skip
@@ -241,7 +244,7 @@ def fit(ready: Ready) -> Run:
         # No row that the model has learned from, now or before, may be calibrated on.
         hashes = np.concatenate([row_hashes(data.train.texts), ready.trained_on])
         save_file({"hashes": hashes}, folder / TRAINING_ROWS)
-        record = _record_of(plan, ready.arguments, data, history, time.monotonic() - ready.started)
+        record = _record_of(plan, ready.arguments, used, data, history, time.monotonic() - ready.started)
         (folder / "training.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
         chosen_on = OWN_ANSWERS if ready.own_answers else "dev"
         write_measured(folder, model, tokenizer, dev_rows, data, recipe, plan.max_drop, chosen_on)
@@ -621,16 +624,31 @@ def _is_json(path: Path) -> bool:
     return True
 
 
+_KEPT = (
+    "seed", "num_train_epochs", "max_steps", "learning_rate", "head_learning_rate", "per_device_train_batch_size",
+    "bf16", "weight_decay", "warmup_steps", "lr_scheduler_type", "gradient_accumulation_steps", "world_size",
+    "train_sampling_strategy", "metric_for_best_model",
+)  # fmt: skip
+"""Arguments that a run folder keeps."""
+
+
+def _kept(arguments: ExitTrainingArguments) -> dict[str, Any]:
+    return {name: _plain(getattr(arguments, name)) for name in _KEPT}
+
+
 def _record_of(
-    plan: Plan, arguments: ExitTrainingArguments, data: TrainingData, history: list[dict[str, Any]], seconds: float
+    plan: Plan,
+    arguments: ExitTrainingArguments,
+    phases: list[dict[str, Any]],
+    data: TrainingData,
+    history: list[dict[str, Any]],
+    seconds: float,
 ) -> dict[str, Any]:
-    """training.json: enough to train it again."""
-    kept = ("seed", "num_train_epochs", "learning_rate", "head_learning_rate", "per_device_train_batch_size", "bf16",
-            "weight_decay", "warmup_steps", "lr_scheduler_type", "gradient_accumulation_steps", "world_size",
-            "train_sampling_strategy", "metric_for_best_model")  # fmt: skip
+    """training.json: enough to train it again. ``arguments``: of the first phase; every phase has its own besides."""
     return {
         "plan": plan.fingerprint(),
-        "arguments": {name: _plain(getattr(arguments, name)) for name in kept},
+        "arguments": _kept(arguments),
+        "phases": phases,
         "rows": {"train": len(data.train.texts), "dev": len(data.dev.texts)},
         "sources": {"train": _name(data.train), "dev": _name(data.dev)},
         "versions": {
