@@ -560,6 +560,39 @@ def installed_size(result: Result) -> str:
     return "\n".join([*lines, "", _origin(result, "python benchmarks/installed_size.py")])
 
 
+def learned_stopping(result: Result) -> str:
+    """What learned stopping is above other criteria, on the suite's traces."""
+    targets = result["method"]["targets"]
+    heads = " | ".join(f"{target:g}x" for target in targets)
+    lines = []
+    for training in result["trainings"]:
+        tasks = training["tasks"]
+        names = ", ".join(f"{task['task']} ({task['n']:,})" for task in tasks)
+        lines += [
+            f"On models trained by `{training['recipe']}`: {names}, dev rows in brackets. Points above each criterion:",
+            "",
+            f"| | {heads} |",
+            "|---|" + "---|" * len(targets),
+        ]
+        for task in tasks:
+            lines.append(f"| entropy, {task['task']} | {_above(task['gaps']['entropy'])} |")
+        lines += [f"| **{name}, mean over tasks** | {_above(row)} |" for name, row in training["mean"].items()]
+        ours = sum(one["gap"] > 0 for task in tasks for one in task["significant"])
+        theirs = sum(one["gap"] < 0 for task in tasks for one in task["significant"])
+        lines += [
+            "",
+            f"Significant after Holm's correction, of all criteria, tasks and speed-ups: {ours} where learned stopping "
+            f"is better, {theirs} where it is worse.",
+            "",
+        ]
+    return "\n".join([*lines, _origin(result, "python benchmarks/learned_stopping.py")])
+
+
+def _above(gaps: Sequence[Sequence[float] | None]) -> str:
+    """Points and their standard error at each target."""
+    return " | ".join("not reached" if gap is None else f"{100 * gap[0]:+.1f} ± {100 * gap[1]:.1f}" for gap in gaps)
+
+
 def attach(result: Result) -> str:
     """What attaching takes, and what exits save on texts that had no part in it."""
     first, second, _ = result["texts"]
@@ -582,6 +615,7 @@ def attach(result: Result) -> str:
 
 
 TABLES: Mapping[str, tuple[str, Callable[[Result], str]]] = {
+    "learned_stopping": ("docs/learned-stopping.md", learned_stopping),
     "sst2": ("README.md", sst2),
     "training_curves": ("docs/training.md", training_curves),
     "training_defaults": ("docs/training.md", training_defaults),

@@ -29,7 +29,7 @@ PRICES = tuple(float(price) for price in np.geomspace(3e-4, 0.3, 31))
 """Of a layer, in right answers: from next to nothing to more than any layer is worth."""
 
 _FOLDS = 4
-_STRENGTH = 0.1  # inverse of the penalty on standardised signals; a few hundred rows bear no more
+_STRENGTH = 1.0  # inverse of the penalty on standardised signals; of 0.01 to 10, docs/research/README.md
 _NEVER = 1.1  # a probability that no row has
 
 
