@@ -112,8 +112,9 @@ def _print(result: dict[str, Any]) -> None:
         f"{point['criterion']}, {knobs} ({point['origin']})"
     )  # fmt: skip
     lanes = f" on {result['lanes']} lanes" if result["lanes"] > 1 else ""
+    texts = "1 text" if result["n"] == 1 else f"{result['n']} texts"
     console().print(
-        f"\n{result['n']} texts, batches of {result['batch_size']}{lanes}, {result['runtime']}.\n"
+        f"\n{texts}, batches of {result['batch_size']}{lanes}, {result['runtime']}.\n"
         f"Left after layer {leaving}.\n"
         f"Leaving by {how}.\n"
         f"{result['summary']}"
