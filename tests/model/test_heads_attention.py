@@ -115,3 +115,23 @@ def test_it_learns_and_drops_out() -> None:
 def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(KnobError, match=message):
         make(**settings)
+
+
+def test_what_it_begins_from_lets_texts_differ() -> None:
+    """Drawn as the encoder's layers are, four narrow layers on end leave next to nothing of a text."""
+    around = Surroundings(384, 384, 77, "single_label_classification", 0.0)
+    head: Any = make_head("attention", around, {}).eval()
+    hidden = torch.randn(64, 12, 384, generator=torch.Generator().manual_seed(0))
+    seen: list[Tensor] = []
+    head.classifier.register_forward_hook(lambda _, given, __: seen.append(given[0]))
+    torch.manual_seed(0)
+    for linear in [module for module in head.modules() if isinstance(module, torch.nn.Linear)]:
+        torch.nn.init.normal_(linear.weight, 0.0, 0.02)
+        torch.nn.init.zeros_(linear.bias)
+    with torch.no_grad():
+        say(head, hidden, torch.full((64,), 12))
+        head.inherit(None)
+        say(head, hidden, torch.full((64,), 12))
+    drawn, begun = (vectors.std(dim=0).mean().item() for vectors in seen)
+    assert drawn < 0.02
+    assert begun > 0.1
