@@ -84,6 +84,8 @@ def test_regression_that_was_inferred_is_said(tmp_path: Path, caplog: pytest.Log
     ("labels", "message"),
     [
         (["a", None, "b"], "line 2 has no label"),
+        (["a", {"b": 1}], r"line 2: a label must be a name or a number, not \{'b': 1\}"),
+        (["a|b", ""], "line 2 has no label.*--problem-type multi_label_classification"),
         (["a", "b", " "], "line 3 has no label"),
         (["a", "a", "a"], "every row has the label 'a'"),
         (["a"], "fewer than two rows"),

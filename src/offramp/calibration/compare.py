@@ -273,6 +273,11 @@ class _Bench:
         drawn = self._drawn_counts(table, voices) if isinstance(table, Voices) else self._drawn(_spoken(table, voices))
         return np.concatenate([self.value(sums, count) for sums, count in drawn])
 
+    @cached_property
+    def end_samples(self) -> Floats:
+        """Bootstrap samples [R, 2] of the metric of the first exit and of full depth."""
+        return self.each_sample(self.table([self.trace.logits[0], self.trace.logits[-1]]), _everyone(self, 2))
+
     def layer_samples(self, exits: NDArray[np.uint8]) -> Floats:
         """Bootstrap samples [R, P] of the layer fraction: exits [P, U]."""
         layers = (self.trace.layers[exits] / self.trace.num_layers)[..., None]
@@ -418,9 +423,8 @@ def _area_interval(
     bench: _Bench, area: float, table: _Table, voices: NDArray[Any], exits: NDArray[np.uint8]
 ) -> list[float]:
     """Around an area, as wide as a curve's: voices and exits [P, U] of its points."""
-    ends = bench.each_sample(bench.table([bench.trace.logits[0], bench.trace.logits[-1]]), _everyone(bench, 2))
     low = float(bench.trace.layers[0]) / bench.trace.num_layers
-    drawn = zip(bench.layer_samples(exits), bench.each_sample(table, voices), ends, strict=True)
+    drawn = zip(bench.layer_samples(exits), bench.each_sample(table, voices), bench.end_samples, strict=True)
     samples = np.array(
         [mean_score(cost, score, ((low, float(first)), (1.0, float(last)))) for cost, score, (first, last) in drawn]
     )
@@ -472,6 +476,11 @@ class _Side:
     area: float
     """Mean score over layer fractions on the other half."""
 
+    @cached_property
+    def envelopes(self) -> list[NDArray[np.int64]]:
+        """Of this one side: the candidates worth mixing."""
+        return _envelopes(self.scored[:, None], self.fraction[:, None])
+
 
 def _fit_side(bench: _Bench, fitted: Fitted, table: _Table, side: int) -> _Side:
     trace, fit = bench.trace, FITS[fitted.fit]
@@ -507,8 +516,7 @@ def _fitted_result(bench: _Bench, table: _Table, sides: Sequence[_Side], target:
     exits = np.empty((len(sides) // 2, bench.trace.num_units), dtype=np.uint8)
     knobs = []
     for number, side in enumerate(sides):
-        scored, fraction = side.scored[:, None], side.fraction[:, None]
-        mix = _mixed(_envelopes(scored, fraction), fraction, target)
+        mix = _mixed(side.envelopes, side.fraction[:, None], target)
         if mix is None:
             return None
         # On each split the rows of one half are answered by what was learned on the other.

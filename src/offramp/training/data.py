@@ -448,9 +448,11 @@ def _is_list(raw: Any) -> bool:
 
 def _check_labelled(part: _Part, kind: ProblemType) -> None:
     for row, raw in zip(part.rows, part.raws, strict=True):
-        if isinstance(raw, Mapping):
-            raise DataError(f"{row.where}: a label must be a name or a number, not {raw!r}")
-        if _is_unlabelled(raw, kind):
+        try:
+            unlabelled = _is_unlabelled(raw, kind)
+        except DataError as error:
+            raise DataError(f"{row.where}: {error}") from None
+        if unlabelled:
             several = any(isinstance(one, str) and "|" in one for one in part.raws)
             raise DataError(
                 f"{row.where} has no label: training needs one in every row"

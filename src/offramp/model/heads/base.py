@@ -94,7 +94,7 @@ class Head(nn.Module, ABC):
         return None
 
     def inherit(self, pooler: nn.Linear | None) -> None:
-        """Start from weights of the pretrained encoder. Called once, after fresh weights were drawn.
+        """Begin from other weights than those drawn, such as the pretrained encoder's. Called once, after drawing.
 
         Args:
             pooler: the dense layer of the backbone's own pooler; None where the family has none.
