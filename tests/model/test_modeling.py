@@ -194,6 +194,37 @@ def test_pooling(pooling: Any, tiny_model: Make, rows: Make) -> None:
             torch.testing.assert_close(say(model, inputs).exit_logits[i, 0], expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_every_exit_weighs_tokens_by_itself(shared: bool, tiny_model: Make, rows: Make) -> None:
+    """Held to the softmax written out, text by text; the last exit of ours does so too."""
+    settings = ExitSettings(pooling="attention", shared=shared, last_exit="head")
+    model, inputs = tiny_model("bert", settings), rows()
+    exits = [*(model.offramp.head(e) for e in range(len(model.stages) - 1)), model.offramp.last]
+    assert len({id(exit_.attention) for exit_ in exits}) == (2 if shared else len(exits))
+    said = say(model, inputs).exit_logits
+    with torch.no_grad():
+        states = model.bert(**inputs, output_hidden_states=True).hidden_states[1:]
+        for e, (exit_, hidden) in enumerate(zip(exits, states, strict=True)):
+            for i, length in enumerate(inputs["attention_mask"].sum(dim=1).tolist()):
+                tokens = hidden[i, :length]
+                shares = (tokens @ exit_.attention.query).exp()
+                expected = exit_.classifier((shares[:, None] * tokens).sum(dim=0) / shares.sum())
+                torch.testing.assert_close(said[i, e], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_attention_begins_as_the_mean(plain_model: Make, rows: Make) -> None:
+    models = [add_exits(plain_model("bert"), ExitSettings(pooling=pooling)) for pooling in ("mean", "attention")]  # type: ignore[arg-type]
+    for mean, attention in zip(*(model.offramp.early for model in models), strict=True):
+        attention.classifier.load_state_dict(mean.classifier.state_dict())
+    inputs = rows()
+    torch.testing.assert_close(*(say(model.eval(), inputs).exit_logits for model in models), atol=1e-6, rtol=1e-5)
+
+
+def test_smaller_models_cannot_weigh_tokens(plain_model: Make) -> None:
+    with pytest.raises(KnobError, match="pooling must be cls, mean or backbone"):
+        add_exits(plain_model("bert"), ExitSettings(head="own", members=(2,), pooling="attention"))
+
+
 def test_fresh_heads_and_copied_norms(plain_model: Make) -> None:
     """ModernBERT has no norm between layers: each exit begins with a copy of the final one, its own from then on."""
     plain = plain_model("modernbert")
@@ -222,11 +253,13 @@ def test_modernbert_norms_early_exits_only(tiny_model: Make, rows: Make) -> None
 
 def test_every_parameter_of_an_exit_is_used(tiny_model: Make, rows: Make) -> None:
     """One that is not makes DistributedDataParallel stop."""
-    model = tiny_model("modernbert", ExitSettings(last_exit="head", head="linear")).train()
-    model(**rows(), labels=LABELS).loss.backward()
-    heads = parameters_of(model, "heads")
-    assert heads
-    assert [name for name, p in heads if p.grad is None] == []
+    for pooling in ("cls", "attention"):
+        settings = ExitSettings(last_exit="head", head="linear", pooling=pooling)  # type: ignore[arg-type]
+        model = tiny_model("modernbert", settings).train()
+        model(**rows(), labels=LABELS).loss.backward()
+        heads = parameters_of(model, "heads")
+        assert sum("attention" in name for name, _ in heads) == (3 if pooling == "attention" else 0)
+        assert [name for name, p in heads if p.grad is None] == []
 
 
 def test_parameters_by_whom_they_belong_to(tiny_model: Make) -> None:

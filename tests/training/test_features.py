@@ -93,7 +93,7 @@ def test_a_summary_is_all_that_pooler_and_head_read(plain_model: MakeModel, fami
 @pytest.mark.parametrize("head", HEADS)
 def test_every_head_says_what_it_reads(tiny_model: MakeModel, head: str, family: str) -> None:
     """A head that reads tokens and does not say so gives something else here."""
-    for pooling in POOLINGS:
+    for pooling in (*POOLINGS, "attention"):
         for changes in ({}, {"network": "attention"}) if head == "prototypical" else ({},):
             model = tiny_model(family, ExitSettings(head=head, head_settings=changes, pooling=pooling))
             direct, kept = both(model, texts(), tokens=model.offramp.reads_tokens)
@@ -305,6 +305,13 @@ def test_encode_features_gives_what_heads_are_given(tiny_model: MakeModel, famil
     for exit_, calls in enumerate(given_to):
         np.testing.assert_allclose(found.pooled[exit_], torch.stack(calls), atol=2e-5, rtol=1e-4)
     np.testing.assert_allclose(found.last_logits, torch.stack(last), atol=2e-5, rtol=1e-4)
+
+
+def test_there_is_no_one_vector_where_exits_weigh_tokens(tiny_model: MakeModel) -> None:
+    model = tiny_model("bert", ExitSettings(pooling="attention"))
+    assert size_on_disk(model, texts((9, 5))) == 14 * size_on_disk(tiny_model("bert"), texts((9,)))
+    with pytest.raises(UnsupportedError, match="no one vector"):
+        encode_features(model, texts())
 
 
 def test_encode_features_of_nothing(model: Any) -> None:

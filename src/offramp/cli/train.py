@@ -55,7 +55,9 @@ def train(
     ] = None,
     pooling: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="cls, mean or backbone; by default as the encoder was pretrained."),
+        typer.Option(
+            metavar="NAME", help="cls, mean, attention or backbone; by default as the encoder was pretrained."
+        ),
     ] = None,
     shared_head: Annotated[bool, typer.Option("--shared-head", help="One head for all early exits.")] = False,
     last_exit: Annotated[

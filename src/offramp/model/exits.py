@@ -13,7 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from offramp.errors import KnobError
 from offramp.model.heads import Head, HeadOutput, Surroundings, head_class, make_head
-from offramp.model.pooling import Pooling, check_pooling
+from offramp.model.pooling import AttentionPool, Pooling, check_pooling
 from offramp.types import Stage
 
 __all__ = ["ExitSettings", "Exits", "make_stages"]
@@ -43,6 +43,10 @@ class ExitSettings:
             raise KnobError(f"last_exit must be model or head, not {self.last_exit!r}")
         if self.members and self.layers is not None:
             raise KnobError("exits stand after layers of the model, or smaller models answer first: not both")
+        if self.members and self.pooling == "attention":
+            raise KnobError(
+                "smaller complete models answer with heads of their own: pooling must be cls, mean or backbone"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for config.json."""
@@ -137,6 +141,8 @@ class Exits(nn.Module):
         )
         self.common = head_class(settings.head).common(around) if early else None
         self.last = make_head("linear", around, {}) if settings.last_exit == "head" else None
+        for head in (*self.early, *([] if self.last is None else [self.last])):
+            head.attention = AttentionPool(around.hidden_size) if settings.pooling == "attention" else None
         # None for the last exit: the backbone itself norms what its last layer gives.
         self.norms = nn.ModuleList([] if norm is None else [_like(norm) for _ in range(early)])
         self.members = nn.ModuleList(members)
@@ -187,8 +193,8 @@ class Exits(nn.Module):
 
     @property
     def reads_tokens(self) -> bool:
-        """Whether an early head reads more of a text than its pooled vector."""
-        return any(head.reads_tokens for head in self.early)
+        """Whether an early head reads more of a text than one vector that no head of ours makes."""
+        return any(head.reads_tokens or head.attention is not None for head in self.early)
 
     def extras(self) -> dict[str, int]:
         """Extras that the early exits give."""

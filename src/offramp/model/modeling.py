@@ -142,9 +142,16 @@ class EarlyExitMixin:
         setattr(self.config, SECTION, self.settings.to_json())
 
     def pool(self, parts: Cut, hidden: Tensor, lengths: Tensor) -> Tensor:
-        """One vector a text, as the settings say: [B, L, H] -> [B, pooled size]."""
-        if self.settings.pooling != "backbone":
-            return pool_tokens(hidden, lengths, self.settings.pooling)
+        """One vector a text, as the settings say: [B, L, H] -> [B, pooled size].
+
+        Raises:
+            UnsupportedError: pooling is ``attention``, which every head does for itself.
+        """
+        pooling = self.settings.pooling
+        if pooling == "attention":
+            raise UnsupportedError("every exit weighs the tokens by itself: there is no one vector a text")
+        if pooling != "backbone":
+            return pool_tokens(hidden, lengths, pooling)
         if head_class(self.settings.head).own_pooler:
             return pool_tokens(hidden, lengths, "cls")
         return parts.pool(hidden, lengths)
@@ -173,7 +180,7 @@ class EarlyExitMixin:
         head = self.offramp.head(stage.index) if not stage.is_last else self.offramp.last
         assert head is not None
         own = partial(self._member_head, parts) if self.offramp.members else parts.head
-        reader = Reader(pool=partial(self.pool, parts), own=own, common=self.offramp.common)
+        reader = Reader(pool=head.attention or partial(self.pool, parts), own=own, common=self.offramp.common)
         return head(hidden, lengths, reader, memory)  # type: ignore[no-any-return]
 
     def _member_head(self, parts: Cut, hidden: Tensor, lengths: Tensor) -> Tensor:
@@ -181,8 +188,9 @@ class EarlyExitMixin:
 
         A few layers seldom gather a text into its first token where a sentence encoder was not pretrained to.
         """
-        if self.settings.pooling != "backbone":
-            hidden = pool_tokens(hidden, lengths, self.settings.pooling)[:, None]
+        pooling = self.settings.pooling
+        if pooling in ("cls", "mean"):
+            hidden = pool_tokens(hidden, lengths, pooling)[:, None]
             lengths = torch.ones_like(lengths)
         return parts.head(hidden, lengths)
 
@@ -291,11 +299,9 @@ class EarlyExitMixin:
 
     def summary(self, parts: Cut, hidden: Tensor, lengths: Tensor) -> Tensor:
         """All that ``pool`` reads: [B, L, H] -> [B, H]. As a text of one token it is pooled to the same."""
-        if self.settings.pooling != "backbone":
-            return pool_tokens(hidden, lengths, self.settings.pooling)
-        if head_class(self.settings.head).own_pooler:
-            return pool_tokens(hidden, lengths, "cls")
-        return parts.summary(hidden, lengths)
+        if self.settings.pooling == "backbone" and not head_class(self.settings.head).own_pooler:
+            return parts.summary(hidden, lengths)
+        return self.pool(parts, hidden, lengths)
 
     def _loss(self, outputs: Sequence[HeadOutput], labels: Tensor, hardness: Tensor | None) -> Tensor:
         moment = Moment(

@@ -1,18 +1,24 @@
-"""From hidden states to one vector a text."""
+"""From hidden states to one vector a text.
+
+Attention with one learned query is that of Yang et al., "Hierarchical Attention Networks for Document Classification",
+NAACL 2016, section 2.2, without their layer before the query.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from offramp.errors import KnobError
 
-__all__ = ["Pooling", "check_pooling", "pool_tokens"]
+__all__ = ["AttentionPool", "Pooling", "check_pooling", "pool_tokens"]
 
-Pooling = Literal["cls", "mean", "backbone"]
-"""The first token's vector, the mean over unpadded tokens, or the backbone's own (its pooler or head's first layer)."""
+Pooling = Literal["cls", "mean", "attention", "backbone"]
+"""The first token's vector, the mean over unpadded tokens, a mean that every exit learns the weights of, or the
+backbone's own (its pooler or head's first layer)."""
 
 
 def check_pooling(pooling: str) -> None:
@@ -21,11 +27,35 @@ def check_pooling(pooling: str) -> None:
         raise KnobError(f"pooling must be one of {', '.join(get_args(Pooling))}, not {pooling!r}")
 
 
-def pool_tokens(hidden: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
+def pool_tokens(hidden: Tensor, lengths: Tensor, pooling: Literal["cls", "mean"]) -> Tensor:
     """``cls`` or ``mean`` pooling: [B, L, H] -> [B, H]. Padding is on the right."""
     if pooling == "cls":
         return hidden[:, 0]
-    mask = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
-    # masked_fill and not a product: padding may hold anything, and 0 * inf is not 0.
-    total = hidden.masked_fill(~mask[:, :, None], 0.0).sum(dim=1)
-    return total / lengths[:, None].to(hidden.dtype)
+    hidden, _ = _without_padding(hidden, lengths)
+    return hidden.sum(dim=1) / lengths[:, None].to(hidden.dtype)
+
+
+class AttentionPool(nn.Module):
+    """A weighted mean over unpadded tokens: softmax of each token's product with a learned query.
+
+    The query begins at 0, where this is the plain mean.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(hidden_size))
+
+    def forward(self, hidden: Tensor, lengths: Tensor) -> Tensor:
+        """[B, L, H], [B] -> [B, H]. Padding is on the right."""
+        hidden, padding = _without_padding(hidden, lengths)
+        scores = (hidden @ self.query[:, None]).squeeze(-1)
+        weights = scores.masked_fill(padding, -math.inf).softmax(dim=-1)
+        pooled: Tensor = (weights[:, None] @ hidden).squeeze(1)
+        return pooled
+
+
+def _without_padding(hidden: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states with zeros for padding, and where that is: [B, L]."""
+    padding = torch.arange(hidden.shape[1], device=hidden.device) >= lengths[:, None]
+    # masked_fill and not a weight of 0: padding may hold anything, and 0 * inf is not 0.
+    return hidden.masked_fill(padding[:, :, None], 0.0), padding

@@ -55,7 +55,7 @@ public text gives them. Which choice is whose:
 | alpha | ours | 0.1 (from the same author's COSEE) | `objective.alpha` |
 | gamma | ours | 0.1; first value = first batch mean; absent classes are left alone | `head.rate` |
 | width of the metric space | ours | 128 (under 1 % of BERT-base's parameters) | `head.width` |
-| input of the prototypical network | ours | the pooled vector, without dropout | `--pooling` cls, mean, backbone |
+| input of the prototypical network | ours | the pooled vector, without dropout | `--pooling` cls, mean, attention, backbone |
 | layer weights | ours | equal | `objective.by`: equal, depth |
 | gradient of DAR reaches the encoder | ours | yes, one joint stage | |
 | checkpoint | the same author's code | lowest mean dev loss over exits | `--metric_for_best_model` |

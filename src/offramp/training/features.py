@@ -81,7 +81,7 @@ def encode_features(
         progress: called with the number of texts done since the last call.
 
     Raises:
-        UnsupportedError: a model of several complete models.
+        UnsupportedError: a model of several complete models, or exits that weigh tokens by themselves.
         DataError: there are no texts.
     """
     if not rows:

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from offramp.model.pooling import AttentionPool
 from offramp.settings import check_number
 from offramp.types import ProblemType
 
@@ -87,6 +88,9 @@ class Head(nn.Module, ABC):
 
     reads_tokens: bool = False
     """It reads the hidden states of all tokens, or the lengths, and not only what ``reader.pool`` makes of them."""
+
+    attention: AttentionPool | None
+    """How it weighs tokens, where pooling is ``attention``: every head learns that for itself. ``Exits`` gives it."""
 
     @classmethod
     def common(cls, around: Surroundings) -> nn.Module | None:
