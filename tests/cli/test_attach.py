@@ -274,7 +274,7 @@ def test_a_run_has_exits_already(cli: Cli, trained: Path, log: Path, tmp_path: P
     [
         (["--recipe", "righttool"], "recipe righttool needs the encoder to learn with its exits"),
         (["--problem-type", "tagging"], "no problem type is called 'tagging'"),
-        (["--pooling", "max"], "pooling must be one of cls, mean, backbone, not 'max'"),
+        (["--pooling", "max"], "pooling must be one of cls, mean, attention, backbone, not 'max'"),
         (["--feature_dtype", "int8"], "--feature_dtype must be float32 or float16, not 'int8'"),
         (["--exits", "9"], "exits must be rising layer numbers between 1 and 3"),
         (["--max_length", "5000"], "--max_length 5000 is more than"),
