@@ -45,6 +45,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "20 epochs of the exits alone": {"exit_epochs": 20.0},
     "5 epochs of the exits alone": {"exit_epochs": 5.0},
     "pooling cls": {"pooling": "cls"},
+    "pooling attention": {"pooling": "attention"},
+    "pooling attention, 20 epochs of the exits alone": {"pooling": "attention", "exit_epochs": 20.0},
     "last exit pooled": {"last_exit": "head"},
     "objective by depth": {"settings": {"objective.by": "depth"}},
 }
@@ -88,12 +90,14 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/defaults"))
     parser.add_argument("--minutes", type=float, default=60.0, help="begin no cell after so many minutes")
+    parser.add_argument("--changes", nargs="+", default=list(CHANGES), choices=list(CHANGES), metavar="CHANGE")
     options = parser.parse_args()
     quiet_transformers()
     deadline = time.monotonic() + 60 * options.minutes
     cells: list[dict[str, Any]] = json.loads(RESULT.read_text())["cells"] if RESULT.is_file() else []
     done = {(cell["task"], cell["change"]) for cell in cells}
-    for name, change in CHANGES.items():
+    for name in options.changes:
+        change = CHANGES[name]
         for task in TASKS:
             if (task, name) in done or time.monotonic() > deadline:
                 continue
