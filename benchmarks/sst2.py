@@ -25,12 +25,12 @@ from offramp.choosing import Setting
 from offramp.cli.common import quiet_transformers
 from offramp.criteria import make
 from offramp.errors import RunError
-from offramp.model.pooling import Pooling
 from offramp.pipeline import load
 from offramp.run import Run
 from offramp.traces.store import load_trace
 from offramp.training.data import load_examples
 from offramp.training.train import Plan, train
+from offramp.types import Pooling
 
 EPOCHS, LEARNING_RATE, HEAD_LEARNING_RATE, SEED = 3, 2e-5, 4e-4, 42
 POOLING: Pooling = "attention"

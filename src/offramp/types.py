@@ -17,6 +17,7 @@ __all__ = [
     "Decision",
     "ExitOutput",
     "Knobs",
+    "Pooling",
     "Prediction",
     "ProblemType",
     "Stage",
@@ -32,6 +33,10 @@ PROBLEM_TYPES: tuple[ProblemType, ...] = (
     "multi_label_classification",
     "regression",
 )
+
+Pooling = Literal["cls", "mean", "attention", "backbone"]
+"""What exits read of a text: the first token's vector, the mean over unpadded tokens, a mean whose weights every exit
+learns, or what the backbone's own head reads (its pooler or first layer)."""
 
 State = Mapping[str, Array]
 """What a criterion remembers of each unit: name -> array whose first axis is the unit."""

@@ -143,6 +143,7 @@ def test_the_key_changes_with_what_is_trained(suite: Suite, tmp_path: Path) -> N
         ("train_rows = 64", "train_rows = 65"),
         ('encoder = "tiny"', 'encoder = "other"'),
         ('{ "head.null_space" = true }', "{}"),
+        ("[recipes.energy]", 'pooling = "attention"\n[recipes.energy]'),
     ):
         path = tmp_path / "changed.toml"
         path.write_text(TOML.replace(before, after), encoding="utf-8")
@@ -250,6 +251,7 @@ def test_trains_each_model_once_and_says_what_it_cannot(suite: Suite, places: Pl
         ("toy", "plain", 1),
     ]  # fmt: skip
     assert len(train.plans) == 5  # energy shares joint's
+    assert {plan.pooling for plan in train.plans} == {"backbone"}  # as the encoder was pretrained, whatever recipes say
     reasons = {(cell["task"], cell["recipe"]): cell["reason"] for cell in cells if cell["status"] != "done"}
     assert "gone/train.jsonl" in reasons["gone", "joint"]
     assert "ask for it" in reasons["gone", "joint"]

@@ -158,7 +158,9 @@ def test_the_layers_run_once(finetuned: Any, unlabelled: Path, tmp_path: Path, m
     finetuned()  # which is training of another kind
     monkeypatch.setattr(EarlyExitMixin, "_from_tokens", never)
     monkeypatch.setattr(features, "_encode", lambda *a, **k: (seen.append(len(a[1])), encode(*a, **k))[1])
-    for recipe, dtype in (("de3bert", "float32"), ("fastbert", "float16")):
+    for recipe, pooling, dtype in (
+        ("de3bert", "mean", "float32"), ("fastbert", "mean", "float16"), ("deebert", None, "float16"),
+    ):  # fmt: skip
         seen.clear()
         kept = module.kept_rows
 
@@ -168,7 +170,7 @@ def test_the_layers_run_once(finetuned: Any, unlabelled: Path, tmp_path: Path, m
             return rows
 
         monkeypatch.setattr(module, "kept_rows", looked)
-        attach(make(finetuned(), unlabelled, tmp_path / recipe, recipe=recipe))
+        attach(make(finetuned(), unlabelled, tmp_path / recipe, recipe=recipe, pooling=pooling))
         monkeypatch.setattr(module, "kept_rows", kept)
         assert sum(seen) == 96
 

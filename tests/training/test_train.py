@@ -34,7 +34,7 @@ from offramp.recipes import Phase, load_recipe, part
 from offramp.run import Run
 from offramp.tasks import make_task
 from offramp.traces.store import load_trace
-from offramp.training.arguments import DEFAULTS, make_arguments
+from offramp.training.arguments import DEFAULTS, FROZEN, make_arguments, of_tokens
 from offramp.training.data import row_hashes
 from offramp.training.lock import only_training
 from offramp.training.train import Plan, pretrained_pooling, train
@@ -493,6 +493,26 @@ def test_chosen_exits_a_shared_head_and_other_settings(make_plan: MakePlan, tmp_
     assert read_points(run.folder)[0].settings["lam"] == 3.0
     assert record(run.folder)["rows"]["train"] == 20
     assert run.section["recipe_settings"] == settings
+
+
+@pytest.mark.parametrize(("changes", "pooling"), [
+    ({"recipe": "de3bert"}, "attention"), ({"recipe": "joint"}, "attention"), ({"recipe": "pabee"}, "backbone"),
+    ({"recipe": "joint", "pooling": "mean"}, "mean"),
+])  # fmt: skip
+def test_what_exits_read_unless_it_is_said(make_plan: MakePlan, tmp_path: Path, changes: Any, pooling: str) -> None:
+    plan = make_plan(tmp_path / "run", **{"pooling": None, "arguments": {"max_steps": 2}, **changes})
+    assert train(plan).section["pooling"] == pooling
+
+
+@pytest.mark.parametrize(("pooling", "head", "rate", "kept"), [
+    ("mean", "linear", 5e-3, None), ("attention", "linear", 5e-3, "float16"), ("mean", "attention", 5e-4, "float16"),
+])  # fmt: skip
+def test_exits_alone_learn_as_fast_as_what_they_read_allows(
+    pooling: Any, head: str, rate: float, kept: str | None, tiny_model: Any
+) -> None:
+    model = tiny_model("bert", ExitSettings(pooling=pooling, head=head))
+    own = {**FROZEN, **of_tokens(model.offramp)}
+    assert (own["head_learning_rate"], own.get("feature_dtype")) == (rate, kept)
 
 
 def test_a_run_folder_is_an_encoder_like_any_other(trained: Path, make_plan: MakePlan, tmp_path: Path) -> None:

@@ -18,12 +18,12 @@ from offramp.calibration.fitting import Fitted
 from offramp.criteria import Criterion, make
 from offramp.errors import DataError, KnobError
 from offramp.recipes import Recipe, load_recipe
-from offramp.types import PROBLEM_TYPES, ProblemType
+from offramp.types import PROBLEM_TYPES, Pooling, ProblemType
 
 __all__ = ["Cell", "Entry", "Suite", "SuiteTask", "Tier", "load_suite"]
 
-NOT_OF_TRAINING = ("summary", "source", "criteria", "fit", "exit_epochs")
-"""Fields of a recipe that a trained model does not depend on: of the last, a row has its own."""
+NOT_OF_TRAINING = ("summary", "source", "criteria", "fit", "pooling", "exit_epochs")
+"""Fields of a recipe that a trained model does not depend on: of the last two, a row has its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,8 @@ class Entry:
     """Training arguments; they win over everything else."""
     num_layers: int | None = None
     """Only the encoder's first layers, so many of them; None: all."""
+    pooling: Pooling | None = None
+    """As ``Plan.pooling``; None: as the encoder was pretrained to be read, whatever the recipe says."""
     exit_epochs: float = 0.0
     """As ``Plan.exit_epochs``; what the recipe says of it does not count here."""
     criterion: str | None = None
@@ -166,6 +168,7 @@ class Suite:
             "task": [task.name, task.folder, task.problem_type, task.train_rows],
             "arguments": self.plan_arguments(cell),
             "recipe": {name: value for name, value in _changed(recipe).items() if name not in NOT_OF_TRAINING},
+            **({"pooling": entry.pooling} if entry.pooling else {}),
             **({"exit_epochs": entry.exit_epochs} if entry.exit_epochs else {}),
         }
         return hashlib.sha256(json.dumps(_plain(said), sort_keys=True).encode()).hexdigest()[:16]

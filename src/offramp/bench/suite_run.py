@@ -279,9 +279,8 @@ class _Runner:
 
         entry, task = self.suite.entries[cell.recipe], self.suite.tasks[cell.task]
         model = self.places.model or self.suite.encoder
-        pooling = None
+        pooling = entry.pooling or pretrained_pooling(model)
         if entry.num_layers is not None:
-            pooling = pretrained_pooling(model)
             name = f"first-{entry.num_layers}-layers-{self.encoder[:12]}"
             model = str(_first_layers(model, entry.num_layers, self.places.work / name))
         return Plan(

@@ -64,7 +64,7 @@ def attach(
         str | None, typer.Option(metavar="N,N,...", help="Layers with an exit, such as 2,4,6; by default every layer.")
     ] = None,
     pooling: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What exits read: mean (default), cls, attention or backbone.")
+        str | None, typer.Option(metavar="NAME", help="What exits read: attention (default), mean, cls or backbone.")
     ] = None,
     max_length: Annotated[
         int | None, typer.Option(metavar="N", help="Tokens read of a text; by default the model's limit, at most 512.")

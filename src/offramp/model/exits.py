@@ -13,8 +13,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from offramp.errors import KnobError
 from offramp.model.heads import Head, HeadOutput, Surroundings, head_class, make_head
-from offramp.model.pooling import AttentionPool, Pooling, check_pooling
-from offramp.types import Stage
+from offramp.model.pooling import AttentionPool, check_pooling
+from offramp.types import Pooling, Stage
 
 __all__ = ["ExitSettings", "Exits", "make_stages"]
 

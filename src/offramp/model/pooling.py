@@ -13,12 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from offramp.errors import KnobError
+from offramp.types import Pooling
 
-__all__ = ["AttentionPool", "Pooling", "check_pooling", "pool_tokens"]
-
-Pooling = Literal["cls", "mean", "attention", "backbone"]
-"""The first token's vector, the mean over unpadded tokens, a mean that every exit learns the weights of, or the
-backbone's own (its pooler or head's first layer)."""
+__all__ = ["AttentionPool", "check_pooling", "pool_tokens"]
 
 
 def check_pooling(pooling: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from offramp.criteria import Criterion
 from offramp.errors import KnobError, UnsupportedError
-from offramp.types import ProblemType
+from offramp.types import Pooling, ProblemType
 
 __all__ = ["Part", "Phase", "Recipe", "part"]
 
@@ -95,6 +95,9 @@ class Recipe:
     """Smaller complete models that answer before the full one, in place of exits: shares of its layers, rising."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Training arguments (transformers' names) that differ from ``offramp.training.arguments``'s defaults."""
+    pooling: Pooling | None = None
+    """What its early exits read, unless a training says otherwise; None: as the encoder was pretrained to be read. Of
+    ``offramp train`` and ``attach``, and of no paper: the comparison gives every recipe the same."""
     exit_epochs: float = 0.0
     """Epochs that its exits learn alone afterwards, on the frozen encoder, unless a training says otherwise; of many
     rows fewer. Of ``offramp train``, and of no paper: the comparison does without."""

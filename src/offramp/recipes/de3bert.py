@@ -55,14 +55,16 @@ public text gives them. Which choice is whose:
 | alpha | ours | 0.1 (from the same author's COSEE) | `objective.alpha` |
 | gamma | ours | 0.1; first value = first batch mean; absent classes are left alone | `head.rate` |
 | width of the metric space | ours | 128 (under 1 % of BERT-base's parameters) | `head.width` |
-| input of the prototypical network | ours | the pooled vector, without dropout | `--pooling` cls, mean, attention, backbone |
+| input of the prototypical network | ours | what the classifier reads, without dropout | |
+| what exits read | ours | tokens weighed by a query each exit learns | `--pooling` attention, mean, cls, backbone |
 | layer weights | ours | equal | `objective.by`: equal, depth |
 | gradient of DAR reaches the encoder | ours | yes, one joint stage | |
 | checkpoint | the same author's code | lowest mean dev loss over exits | `--metric_for_best_model` |
 | last exit | ours | the model's own head | `--last_exit` model, head |
 
 Afterwards exits and prototypes learn 20 epochs more (of many rows fewer), alone, on the frozen encoder
-(`--exit-epochs`; docs/training.md says why). No paper does that, and the comparison does without.
+(`--exit-epochs`; docs/training.md says why). No paper does that or lets exits weigh tokens; the comparison does without
+both, but for rows that say so.
 
 Prototypes move once per optimiser step by the class sums and counts of all its rows: k micro-batches or k processes
 give what one batch gives.
@@ -79,5 +81,6 @@ recipe = Recipe(
     head=part("prototypical", network="linear", width=128, distance="euclidean", rate=0.1),
     training=(Phase(part("distance_aware", form="ratio", alpha=0.1, by="equal")),),
     criteria={"single_label_classification": EDR(lam=1.0)},
+    pooling="attention",
     exit_epochs=20,
 )

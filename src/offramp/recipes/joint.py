@@ -26,8 +26,9 @@ Leave at the first m with
   `branchynet` follows the paper.
 - Entropy is normalised by ln C, so that one scale serves every number of classes.
 - Rules for several labels and for numbers are not in the paper: ours, and PABEE's.
-- Afterwards the exits learn 20 epochs more (of many rows fewer), alone, on the frozen encoder (`--exit-epochs`;
-  docs/training.md says why). The comparison does without.
+- An exit reads the tokens weighed by a query that it learns (`--pooling attention`), and afterwards the exits learn 20
+  epochs more (of many rows fewer), alone, on the frozen encoder (`--exit-epochs`). docs/training.md says why; the
+  comparison does without both, but for rows that say so.
 """
 
 from __future__ import annotations
@@ -46,5 +47,6 @@ recipe = Recipe(
         "multi_label_classification": Entropy(problem_type="multi_label_classification"),
         "regression": PatienceDelta(),
     },
+    pooling="attention",
     exit_epochs=20,
 )

@@ -15,8 +15,9 @@ import torch
 from transformers import HfArgumentParser, TrainingArguments
 
 from offramp.errors import KnobError
+from offramp.model.exits import Exits
 
-__all__ = ["FROZEN", "TOKENS", "ExitTrainingArguments", "make_arguments"]
+__all__ = ["FROZEN", "ExitTrainingArguments", "make_arguments", "of_tokens"]
 
 DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 5.0,
@@ -53,9 +54,16 @@ sst2 (6 layers, 4,000 texts) and on reactions (12 layers, 50 classes, 2,250 text
 float32, as the model will be served: in bfloat16 exits would learn from slightly other vectors.
 """
 
-TOKENS: Mapping[str, Any] = {"head_learning_rate": 5e-4, "feature_dtype": "float16"}
-"""Likewise, of heads that read tokens: at 2e-3 they stayed at the commonest answer, and every token's vector takes
-room."""
+_TOKENS: Mapping[str, Any] = {"feature_dtype": "float16"}
+"""Likewise, where every token's vector is kept: that takes room."""
+_NETWORKS: Mapping[str, Any] = {"head_learning_rate": 5e-4}
+"""Likewise, of heads that are networks over tokens: at 2e-3 they stayed at the commonest answer."""
+
+
+def of_tokens(exits: Exits) -> dict[str, Any]:
+    """What goes over ``FROZEN`` for exits that read more of a text than one vector."""
+    networks = any(head.reads_tokens for head in exits.early)
+    return {**(_TOKENS if exits.reads_tokens else {}), **(_NETWORKS if networks else {})}
 
 
 @dataclass

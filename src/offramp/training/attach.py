@@ -30,7 +30,7 @@ from offramp.model.modeling import SECTION, add_exits, load_finetuned, load_unfi
 from offramp.recipes import Phase, Recipe, load_recipe, part
 from offramp.run import Run, check_replaceable
 from offramp.tasks import Task, make_task, unrelated
-from offramp.training.arguments import FROZEN, TOKENS, ExitTrainingArguments
+from offramp.training.arguments import FROZEN, ExitTrainingArguments, of_tokens
 from offramp.training.data import Examples, TrainingData, load_known
 from offramp.training.lock import only_training
 from offramp.training.rows import Rows
@@ -151,10 +151,10 @@ def _phases(recipe: Recipe, plan: AttachPlan, *, labelled: bool) -> Recipe:
     return replace(recipe, training=tuple(phases))
 
 
-def _for_tokens(recipe: Recipe) -> Recipe:
-    """The recipe for heads that read every token."""
+def _with_arguments(recipe: Recipe, more: Mapping[str, Any]) -> Recipe:
+    """The recipe, its phases of heads alone with some arguments set."""
     changed = [
-        replace(phase, arguments={**phase.arguments, **TOKENS}) if phase.train == "heads" else phase
+        replace(phase, arguments={**phase.arguments, **more}) if phase.train == "heads" else phase
         for phase in recipe.training
     ]
     return replace(recipe, training=tuple(changed))
@@ -177,8 +177,8 @@ def _ready(
             prepare(work, plan, data, arguments)
     tokenizer, max_length = make_tokenizer(plan, work if main else None, source.tokenizer, source.model.config)
     model = _with_exits(plan, recipe, source.model)
-    if model.offramp.reads_tokens:
-        recipe = _for_tokens(recipe)
+    if more := of_tokens(model.offramp):
+        recipe = _with_arguments(recipe, more)
         arguments = phase_arguments(plan, work, recipe, recipe.training[0])
     own_answers = data.train.labels is None
     answers = partial(_answers_of, model, tokenizer, arguments, work)
@@ -203,7 +203,7 @@ def _with_exits(plan: AttachPlan, recipe: Recipe, model: PreTrainedModel) -> Pre
         head=recipe.head.name,
         head_settings=recipe.head.settings,
         layers=layers,
-        pooling=plan.pooling or "mean",
+        pooling=plan.pooling or "attention",
         shared=plan.shared or recipe.shared,
         objective=objective.name,
         objective_settings=objective.settings,

@@ -31,12 +31,11 @@ from offramp.inputs.tokens import Encoded, Tokenizer
 from offramp.model.backbone import cut
 from offramp.model.exits import ExitSettings
 from offramp.model.modeling import SECTION, add_exits, load_early_exit, load_plain, parameters_of
-from offramp.model.pooling import Pooling
 from offramp.objectives import make_objective
 from offramp.recipes import Phase, Recipe, load_recipe
 from offramp.run import FORMAT, TRAINING_ROWS, Run, check_replaceable, read_hashes, replace_folder
 from offramp.tasks import Task, make_task
-from offramp.training.arguments import FROZEN, TOKENS, ExitTrainingArguments, make_arguments
+from offramp.training.arguments import FROZEN, ExitTrainingArguments, make_arguments, of_tokens
 from offramp.training.data import Examples, TrainingData, load_data, row_hashes
 from offramp.training.features import CollateFeatures, Dtype, FeatureRows, can_keep, keep_features, size_on_disk
 from offramp.training.finish import AGREEMENT, OWN_ANSWERS, write_measured
@@ -44,7 +43,7 @@ from offramp.training.hardness import measure_hardness
 from offramp.training.lock import only_training, what_to_go_on_from
 from offramp.training.rows import Collate, Rows
 from offramp.training.trainer import ExitProgress, ExitTrainer, exit_metrics, progress_bar
-from offramp.types import ProblemType
+from offramp.types import Pooling, ProblemType
 
 __all__ = ["Plan", "train"]
 
@@ -71,7 +70,7 @@ class Plan:
     """Layers after which exits stand, or layers of each smaller complete model where the recipe has such; None: as the
     recipe says."""
     pooling: Pooling | None = None
-    """None: what the encoder was pretrained with."""
+    """None: as the recipe says, or else what the encoder was pretrained with."""
     shared: bool = False
     last_exit: Literal["model", "head"] = "model"
     max_length: int | None = None
@@ -143,9 +142,8 @@ def _with_exits_alone(recipe: Recipe, plan: Plan, model: Any, rows: int, batch: 
     if not epochs:
         return recipe
     last = recipe.training[-1]
-    of_tokens = TOKENS if model.offramp.reads_tokens else {}
-    alone = {**last.arguments, **FROZEN, **of_tokens, "num_train_epochs": epochs, "max_steps": -1}
-    longer = replace(recipe, training=(*recipe.training, replace(last, train="heads", arguments=alone, firm=True)))
+    own = {**last.arguments, **FROZEN, **of_tokens(model.offramp), "num_train_epochs": epochs, "max_steps": -1}
+    longer = replace(recipe, training=(*recipe.training, replace(last, train="heads", arguments=own, firm=True)))
     check_phases(model, longer, plan.recipe)
     return longer
 
@@ -391,7 +389,7 @@ def _model(plan: Plan, recipe: Recipe, data: TrainingData) -> PreTrainedModel:
         head=recipe.head.name,
         head_settings=recipe.head.settings,
         layers=layers,
-        pooling=plan.pooling or pretrained_pooling(plan.model),
+        pooling=plan.pooling or recipe.pooling or pretrained_pooling(plan.model),
         shared=plan.shared or recipe.shared,
         last_exit=plan.last_exit,
         members=members,
