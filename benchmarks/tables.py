@@ -92,6 +92,7 @@ def training_curves(result: Result) -> str:
         name = f"{run['data']}, {run['recipe']}, learning rate {arguments['learning_rate']:g}" + (
             "" if heads is None else f", heads {heads:g}"
         )
+        name += ", exits weigh tokens" if run.get("pooling") == "attention" and run["recipe"] != "plain" else ""
         name += f", from {run['start']}" if run.get("start", "minilm") != "minilm" else ""
         # The evaluation nearest to the end of each epoch.
         first = [one for one in run["evaluations"] if one.get("phase", 1) == 1]

@@ -20,7 +20,9 @@ RESULT = Path(__file__).parent / "results" / "training_curves.json"
 
 def curve(run: Path) -> dict[str, Any]:
     """Evaluations of one run: phase, epoch, mean dev loss, accuracy by exit."""
-    record = json.loads((run / "training.json").read_text(encoding="utf-8"))
+    record, config = (
+        json.loads((run / name).read_text(encoding="utf-8")) for name in ("training.json", "config.json")
+    )  # fmt: skip
     evaluations = [entry for entry in record["history"] if "eval_exits_loss" in entry]
     exits = sorted(
         (key for key in evaluations[0] if key.startswith("eval_exit_")), key=lambda key: int(key.split("_")[2])
@@ -29,6 +31,7 @@ def curve(run: Path) -> dict[str, Any]:
         "data": Path(record["plan"]["data"]).name,
         "recipe": record["plan"]["recipe"],
         "start": Path(record["plan"]["model"]).name,
+        "pooling": config["offramp"]["pooling"],
         "arguments": record["arguments"],
         "rows": record["rows"],
         "seconds": record["seconds"],
@@ -43,9 +46,10 @@ def curve(run: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def identity(run: dict[str, Any]) -> tuple[str, str, str, str]:
+def identity(run: dict[str, Any]) -> tuple[str, ...]:
     """What makes two runs the same."""
-    return run["data"], run["recipe"], run.get("start", ""), json.dumps(run["arguments"], sort_keys=True)
+    pooling = run.get("pooling", "mean")  # of all runs from before it was kept
+    return run["data"], run["recipe"], run.get("start", ""), pooling, json.dumps(run["arguments"], sort_keys=True)
 
 
 def main() -> None:
