@@ -63,13 +63,21 @@ def write(path: Path, texts: Sequence[str], labels: Sequence[str] | None = None)
     return str(path)
 
 
-def attached(given: Any, data: str, out: Path) -> float:
+def attached(model: str, data: str, out: Path, recipe: str | None = None) -> float:
     """Seconds of the whole command, as a user types it."""
-    recipe = [] if given.recipe is None else ["--recipe", given.recipe]
-    command = ["attach", given.model, "--data", data, "--no-labels", "--out", str(out), *recipe]
+    more = [] if recipe is None else ["--recipe", recipe]
+    command = ["attach", model, "--data", data, "--no-labels", "--out", str(out), *more]
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "offramp", *command], check=True)
     return time.perf_counter() - start
+
+
+def drawn(data: Path, sizes: Sequence[int], seed: int) -> list[list[str]]:
+    """Parts of the texts of a file, each text once, drawn apart by seed."""
+    lines = data.read_text(encoding="utf-8").splitlines()
+    texts = list(dict.fromkeys(json.loads(line)["text"] for line in lines))
+    order = np.random.default_rng(seed).permutation(len(texts))
+    return [[texts[row] for row in part] for part in np.split(order, np.cumsum(sizes))[: len(sizes)]]
 
 
 def agreeing(run: Classifier, texts: Sequence[str], *, max_drop: float) -> list[str]:
@@ -102,19 +110,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     quiet_transformers()
-    lines = given.data.read_text(encoding="utf-8").splitlines()
-    texts = list(dict.fromkeys(json.loads(line)["text"] for line in lines))
-    order = np.random.default_rng(given.seed).permutation(len(texts))
-    first, second, third = (
-        [texts[row] for row in part] for part in np.split(order, np.cumsum(given.texts))[:3]
-    )  # fmt: skip
+    first, second, third = drawn(given.data, given.texts, given.seed)
     tokenizer = Tokenizer.from_folder(Path(given.model), max_length=512)
     model = AutoModelForSequenceClassification.from_pretrained(given.model).eval()
     passes = [one_pass(model, tokenizer.encode(first)) for _ in range(2)]
     del model
     with tempfile.TemporaryDirectory(prefix="offramp-attach-") as work:
         run, folder = Path(work) / "run", Path(work)
-        seconds = attached(given, write(folder / "attach.jsonl", first), run)
+        seconds = attached(given.model, write(folder / "attach.jsonl", first), run, given.recipe)
         full = offramp.load(run, device="cpu")
         options = wishes(run, full, second, write(folder / "calibrate.jsonl", second))
         last = write(folder / "last.jsonl", third, [str(each.label) for each in full(third, full_depth=True)])

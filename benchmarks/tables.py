@@ -340,7 +340,7 @@ def _policies(one: Result, result: Result) -> list[str]:
 KEYS = ("area", "at_2x", "full_depth")
 
 
-def speed(result: Result) -> str:
+def speed(result: Result, command: str = "python benchmarks/speed.py") -> str:
     """Deployments against each other, a table a scenario."""
     settings, best = result["settings"], result["reference"]
     lines = [
@@ -354,7 +354,12 @@ def speed(result: Result) -> str:
     missing = [f"{row['label']} ({row['failure']})" for row in result["rows"] if "failure" in row]
     if missing:
         lines += ["", f"Missing: {'; '.join(missing)}."]
-    return "\n".join([*lines, "", _origin(result, "python benchmarks/speed.py")])
+    return "\n".join([*lines, "", _origin(result, command)])
+
+
+def speed_twelve(result: Result) -> str:
+    """The same of twelve layers."""
+    return speed(result, "python benchmarks/speed_twelve.py")
 
 
 def _cpu(result: Result) -> str:
@@ -626,6 +631,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Result], str]]] = {
     "drift": ("docs/drift.md", drift),
     "attach": ("docs/calibration.md", attach),
     "speed": ("docs/performance.md", speed),
+    "speed_twelve": ("docs/performance.md", speed_twelve),
     "speed_profile": ("docs/performance.md", speed_profile),
     "limits": ("docs/performance.md", limits),
     "batch_sizes": ("docs/performance.md", batch_sizes),
