@@ -29,7 +29,7 @@ from offramp.pipeline import Classifier
 from offramp.runtimes import check_installed, cpu, open_runtime
 from offramp.runtimes import openvino as module
 from offramp.runtimes.export.onnx import export_onnx
-from offramp.runtimes.export.openvino import export_openvino
+from offramp.runtimes.export.openvino import export_openvino, quantised
 from offramp.runtimes.manifest import FORMAT, read_manifest
 from offramp.runtimes.openvino import OpenvinoRuntime, has_bfloat16, padded_rows
 from offramp.traces.replay import replay
@@ -353,6 +353,26 @@ def test_what_the_manifest_says(run: Path) -> None:
         assert made.check["batch_1"]["largest_difference"] == 0
     sizes = [sum(path.stat().st_size for path in variant(run, dtype).glob("*.bin")) for dtype in ("float32", "int8")]
     assert sizes[1] < sizes[0]
+
+
+def test_only_wide_products_over_tokens_are_int8() -> None:
+    import openvino
+    from openvino import opset13 as op
+
+    draw = np.random.default_rng(0)
+    hidden = op.parameter([-1, -1, 32], np.float32, name="hidden")
+    wide, query = (op.constant(draw.standard_normal(shape).astype(np.float32)) for shape in ((32, 32), (32, 1)))
+    products = {
+        "wide": op.matmul(hidden, wide, False, False, name="wide"),
+        "query": op.matmul(hidden, query, False, False, name="query"),
+        "attention": op.matmul(hidden, hidden, False, True, name="attention"),
+        "head": op.matmul(op.reduce_mean(hidden, np.array([1])), wide, False, False, name="head"),
+    }
+    graph = openvino.Model(list(products.values()), [hidden], "products")
+    given = [{"hidden": draw.standard_normal((1, 5, 32)).astype(np.float32)} for _ in range(4)]
+    made = {node.get_friendly_name(): node for node in quantised(graph, given).get_ordered_ops()}
+    read = {name: made[name].input_value(0).get_node().get_type_name() for name in products}
+    assert [name for name, kind in read.items() if kind == "FakeQuantize"] == ["wide"], read
 
 
 def test_a_kind_of_int8_that_is_not(run: Path) -> None:

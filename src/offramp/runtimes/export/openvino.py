@@ -33,6 +33,7 @@ from offramp.runtimes.cpu import check_threads
 from offramp.runtimes.export.check import agreement, stage_errors
 from offramp.runtimes.export.fuse import prune
 from offramp.runtimes.export.graph import BLOCK, OUT, can_mark
+from offramp.runtimes.export.quantise import SMALLEST
 from offramp.runtimes.export.source import Exits, Source, checked, described, graphs_of, keep_whole, open_source, placed
 from offramp.runtimes.exported import feeds
 from offramp.runtimes.manifest import FILE, Graph, Manifest
@@ -43,7 +44,7 @@ from offramp.traces.files import write_atomically
 with without_telemetry():
     import openvino
 
-__all__ = ["LENGTH_STEP", "export_openvino", "load_nncf"]
+__all__ = ["LENGTH_STEP", "export_openvino", "load_nncf", "quantised"]
 
 LENGTH_STEP = 4
 """Tokens: a compromise between kernels for ever more widths, and tokens computed for nothing."""
@@ -210,8 +211,12 @@ def quantised(graph: Any, given: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _stays_exact(node: Any) -> bool:
-    """Whether a node is a product that stays float32: a head's, over one vector a text, or attention's own."""
+    """Whether a node is a product that stays float32: a head's, over one vector a text, or attention's own.
+
+    Likewise one that is narrow, such as a token's with an exit's query.
+    """
     if node.get_type_name() != "MatMul":
         return False
     of_texts = node.input(0).get_partial_shape().rank.get_length() == _FLAT
-    return bool(of_texts or node.input_value(1).get_node().get_type_name() != "Constant")
+    constant = node.input_value(1).get_node().get_type_name() == "Constant"
+    return bool(of_texts or not constant or min(node.input(1).get_shape()) < SMALLEST)

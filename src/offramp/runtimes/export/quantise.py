@@ -29,14 +29,14 @@ from onnx import NodeProto, helper, numpy_helper
 
 from offramp.runtimes.export.fuse import MICROSOFT, prune
 
-__all__ = ["INVARIANT", "KINDS", "Kind", "Range", "activations", "quantise"]
+__all__ = ["INVARIANT", "KINDS", "SMALLEST", "Kind", "Range", "activations", "quantise"]
 
 Kind = Literal["rows", "static", "weights", "dynamic"]
 KINDS: tuple[str, ...] = get_args(Kind)
 INVARIANT: Mapping[str, bool] = {"rows": True, "static": True, "weights": False, "dynamic": False}
 """Whether a text's answer is the same in any company."""
 
-_SMALLEST = 16
+SMALLEST = 16
 """Products narrower than this on either side stay as they are."""
 _BLOCK = 32
 
@@ -69,7 +69,7 @@ class _Work:
 
 def _wide(graph: onnx.GraphProto) -> set[str]:
     """Names of the matrices that are worth keeping in eight bits."""
-    return {tensor.name for tensor in graph.initializer if len(tensor.dims) == 2 and min(tensor.dims) >= _SMALLEST}
+    return {tensor.name for tensor in graph.initializer if len(tensor.dims) == 2 and min(tensor.dims) >= SMALLEST}
 
 
 def _products(graph: onnx.GraphProto) -> list[NodeProto]:
