@@ -175,6 +175,56 @@ def test_places_that_are_not_to_be_written_over(
     assert os.listdir(mine) == ["thesis.txt"]
 
 
+NOTHING_IS_COMPUTED = (
+    "offramp.engine.record.record", "offramp.cli.export._exporter", "offramp.training.train.load_data",
+    "offramp.training.attach._load",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        (["record", "RUN", "--data", "DATA"], "run/traces"),
+        (["record", "RUN", "--data", "DATA", "--out", "thesis.txt/trace"], "thesis.txt"),
+        (["compare", "RUN", "--data", "DATA"], "run"),
+        (["compare", "RUN", "--data", "DATA", "--out", "thesis.txt/pictures"], "thesis.txt"),
+        (["calibrate", "RUN", "--data", "DATA", "--speedup", 1.5, "--force"], "run"),
+        (["export", "RUN"], "run"),
+        (["train", "--model", "ENCODER", "--data", "DATA", "--out", "locked/run"], "locked"),
+        (["train", "--model", "ENCODER", "--data", "DATA", "--out", "thesis.txt/run"], "thesis.txt"),
+        (["attach", "RUN", "--data", "DATA", "--out", "locked/deep/run"], "locked"),
+    ],
+)
+def test_places_that_cannot_be_written_are_told_of_before_anything_is_computed(
+    cli: Cli, trained: Path, toy_data: Callable[..., str], tiny_encoder: str, tmp_path: Path, words: list[str],
+    place: str, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("onnxruntime")
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "thesis.txt").write_text("years of work")
+    before = sorted(tmp_path.rglob("*"))
+
+    def computed(*_: object, **__: object) -> None:
+        raise AssertionError("too late")
+
+    for name in NOTHING_IS_COMPUTED:
+        monkeypatch.setattr(name, computed)
+    # Of a file system that is read-only the system says this to everybody; of others' folders not to root.
+    locked = {tmp_path / "locked", *(tmp_path / "run").rglob("*"), tmp_path / "run"}
+    may = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: may(path, mode) and not (mode & os.W_OK and Path(path).absolute() in locked)
+    )
+    monkeypatch.chdir(tmp_path)
+    named = {"RUN": "run", "DATA": toy_data(), "ENCODER": tiny_encoder}
+    error = cli(*(named.get(str(word), word) for word in words)).error
+    assert error.startswith("nothing can be written to ")
+    assert place in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -26,6 +26,7 @@ from offramp.cli.common import (
 )  # fmt: skip
 from offramp.errors import KnobError, require
 from offramp.inputs.tokens import Text
+from offramp.run import check_writable
 from offramp.traces.files import write_atomically
 from offramp.traces.trace import Trace
 
@@ -104,13 +105,14 @@ def compare(
         return
     if run is None:
         raise KnobError("name the run folder to compare criteria of, or give --suite to compare recipes")
-    from offramp.cli.recording import record_data, trace_name
+    from offramp.cli.recording import comparison_folder, record_data, trace_name
     from offramp.run import Run
     from offramp.traces.store import load_trace
 
     if (data is None) == (trace is None):
         raise KnobError("give --data to record and compare, or --trace for one that is recorded")
     Run.open(run)
+    check_writable(out or run / "compare")
     at = _targets(targets)
     require("matplotlib", extra="plots")  # now, not after everything is computed
     texts: Sequence[Text] | None = None
@@ -123,7 +125,7 @@ def compare(
     else:
         assert trace is not None
         recorded, name = load_trace(trace), trace.stem
-    folder = out or run / "compare" / name
+    folder = out or comparison_folder(run, name, recorded)
     result = write_comparison(
         recorded, folder, texts=texts, targets=at, splits=splits, resamples=resamples, seed=seed,
         metric=metric, title=name,
@@ -185,6 +187,8 @@ def _of_suite(
     if run is not None:
         raise KnobError(f"--suite trains models of its own: leave {run} away")
     require("matplotlib", extra="plots")
+    if out is not None:
+        check_writable(out)
     numbers, folder = compare_suite(
         suite, data=data, model=model, out=out, minutes=minutes, tasks=tasks, recipes=recipes, keep_runs=keep_runs
     )
@@ -216,6 +220,7 @@ def write_comparison(
     from offramp.bench.provenance import write_result
     from offramp.bench.report import save_report
     from offramp.calibration.compare import compare as run_comparison
+    from offramp.cli.recording import rows_hash
 
     with _bar() as advance:
         result = run_comparison(
@@ -228,6 +233,7 @@ def write_comparison(
             metric=metric,
             progress=advance,
         )
+    result["rows_hash"] = rows_hash(trace)
     image = plot_comparison(result, title=title)
     folder.mkdir(parents=True, exist_ok=True)
     write_result(folder / "compare.json", result)

@@ -14,6 +14,7 @@ from rich.console import Console
 from offramp.cli import app
 from offramp.cli.common import console, print_json, quiet_transformers
 from offramp.errors import DataError, require
+from offramp.run import check_writable
 
 # One pass more costs one to two minutes on two cores; the whole demo should take less than five, in a slow hour too.
 EPOCHS = 1.0
@@ -45,6 +46,7 @@ def demo(
     require("transformers", extra="train")
     require("matplotlib", extra="plots")
     quiet_transformers()
+    check_writable(out)
     with redirect_stdout(sys.stderr if as_json else sys.stdout):
         result = _tell(out, model, data, epochs=epochs, seed=seed, fresh=fresh)
     if as_json:
