@@ -59,6 +59,17 @@ def test_where_names_are_numbers_they_are_no_ids() -> None:
         task.encode(0, "here")
 
 
+@pytest.mark.parametrize("names", [["1", "2", "3"], ["1.0", "2.0", "3.0"]])
+def test_whole_numbers_are_one_class_however_they_are_written(names: list[str]) -> None:
+    """A table with a row that lacks its label writes 1.0 where another file has 1."""
+    task = make_task("single_label_classification", dict(enumerate(names)))
+    assert [task.encode(raw, "here") for raw in (2, 2.0, "2", "2.0", " 2. ")] == [1] * 5
+    with pytest.raises(DataError, match=r"label '0' is not one of those known"):
+        task.encode(0, "here")
+    versions = make_task("single_label_classification", {0: "2", 1: "2.0", 2: "2.05"})
+    assert [versions.encode(raw, "here") for raw in ("2", "2.0", "2.05")] == [0, 1, 2]  # where both are names
+
+
 @pytest.mark.parametrize("raw", [None, "", "  ", float("nan")])
 def test_unlabelled(raw: object) -> None:
     with pytest.raises(DataError, match=r"dev\.csv, line 3 has no label"):
