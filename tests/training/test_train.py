@@ -235,6 +235,12 @@ def test_nothing_to_resume(make_plan: MakePlan, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="nothing to resume"):
         train(make_plan(tmp_path / "run", resume=True))
     assert not list(tmp_path.iterdir())
+    # Killed while it wrote down what it was about to do.
+    begun = tmp_path / "run.training" / "plan.json"
+    begun.parent.mkdir()
+    begun.write_text('{"model": "enc')
+    with pytest.raises(RunError, match="nothing to resume"):
+        train(make_plan(tmp_path / "run", resume=True))
 
 
 def test_resume_with_other_options(make_plan: MakePlan, tmp_path: Path, stop_at: Callable[[int], list[int]]) -> None:

@@ -112,6 +112,8 @@ UNFIT: Mapping[str, str] = {
     "label_smoothing_factor": "Trainer would compute the loss of the last exit alone and leave the others untrained",
     "prediction_loss_only": "the best checkpoint is chosen by what every exit answers",
     "label_names": "labels are found by --label_column",
+    "output_dir": "the run folder is --out, and checkpoints stand beside it until it is whole",
+    "resume_from_checkpoint": "--resume goes on from the last one in the folder beside --out",
     "push_to_hub": "push the finished run folder with `hf upload`",
     "remove_unused_columns": "the data is already what the model takes",
 }

@@ -303,7 +303,7 @@ def prepare(work: Path, plan: Plan, data: TrainingData, arguments: ExitTrainingA
         work.mkdir(parents=True)
         path.write_text(json.dumps(now, indent=1), encoding="utf-8")
         return
-    if not path.is_file():
+    if not path.is_file() or not _is_json(path):  # it is written first: killed in it, a training has begun nothing
         raise RunError(f"there is nothing to resume in {work}: train without --resume")
     before = json.loads(path.read_text(encoding="utf-8"))
     changed = [key for key in now if now[key] != before.get(key)]
