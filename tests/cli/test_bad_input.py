@@ -150,6 +150,19 @@ def test_folders_that_are_no_runs(
     assert "config.json is damaged" in error(newer)
 
 
+def test_a_run_of_a_newer_format_is_not_trained_on_either(
+    cli: Cli, rows: Callable[..., Path], trained: Path, tmp_path: Path
+) -> None:
+    """It may keep elsewhere what it has learned from, and rows that are trained on are not calibrated on."""
+    newer = Path(shutil.copytree(trained, tmp_path / "newer"))
+    config = json.loads((newer / "config.json").read_text())
+    config["offramp"]["format"] = 99
+    (newer / "config.json").write_text(json.dumps(config))
+    error = train(cli, str(newer), rows(GOOD), tmp_path / "run", "--max_steps", 1).error
+    assert error == f"{newer} has run format 99 and this offramp reads up to 1: upgrade with pip install -U offramp"
+    assert sorted(os.listdir(tmp_path)) == ["data", "newer"]
+
+
 def test_a_damaged_run(cli: Cli, trained: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     (run / "operating_points.json").write_text('{"format": 1, "points": [{"name": "x"')

@@ -350,6 +350,12 @@ def make_tokenizer(
     return tokenizer, max_length
 
 
+_WORDLESS = (
+    "{} has no tokenizer, without which every word is unknown: save the model's own there, "
+    "AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER)"
+)
+
+
 def _pretrained_tokenizer(name: str) -> Any:
     """What AutoTokenizer finds, which must know words.
 
@@ -359,12 +365,11 @@ def _pretrained_tokenizer(name: str) -> Any:
         found = AutoTokenizer.from_pretrained(name)
     except Exception as error:  # tokenizers raises plain Exception for whatever it cannot read
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if reason.endswith(":"):  # a list follows of what it could have been made from, and nothing of that is there
+            raise RunError(_WORDLESS.format(name)) from error
         raise RunError(f"cannot load a tokenizer from {name}: {reason}") from error
     if not found.get_vocab().keys() - {*found.all_special_tokens, *found.get_added_vocab()}:
-        raise RunError(
-            f"{name} has no tokenizer, without which every word is unknown: save the model's own there, "
-            "AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER)"
-        )
+        raise RunError(_WORDLESS.format(name))
     return found
 
 
@@ -433,9 +438,16 @@ def trained_on(name: str, config: PretrainedConfig) -> NDArray[np.uint64]:
     """Hashes of the rows that a checkpoint has learned from, where it is a run of ours.
 
     Raises:
-        RunError: its file of them is damaged.
+        RunError: its file of them is damaged, or a newer offramp wrote it.
     """
-    path = None if getattr(config, SECTION, None) is None else file_of(name, TRAINING_ROWS)
+    section = getattr(config, SECTION, None)
+    made_as = section.get("format") if isinstance(section, Mapping) else None
+    if isinstance(made_as, int) and made_as > FORMAT:
+        raise RunError(
+            f"{name} has run format {made_as} and this offramp reads up to {FORMAT}: "
+            "upgrade with pip install -U offramp"
+        )
+    path = None if section is None else file_of(name, TRAINING_ROWS)
     return np.zeros(0, dtype=np.uint64) if path is None else read_hashes(path)
 
 
