@@ -119,11 +119,17 @@ UNFIT: Mapping[str, str] = {
 }
 """Arguments of transformers that cannot mean here what they say, and why."""
 
+NEEDED: Mapping[str, str] = {"eval_do_concat_batches": "every exit is measured on all answers together"}
+"""Arguments that cannot be switched off."""
+
 
 def _refuse_unfit(given: Mapping[str, Any]) -> None:
     for name, reason in UNFIT.items():
         if str(given.get(name, "false")).lower() not in ("false", "none", "0", "0.0"):
             raise KnobError(f"--{name} does not go with early exits: {reason}")
+    for name, reason in NEEDED.items():
+        if str(given.get(name, "true")).lower() not in ("true", "1", "yes", "y", "t"):
+            raise KnobError(f"--{name} {given[name]} does not go with early exits: {reason}")
 
 
 def _check_numbers(values: Mapping[str, Any]) -> None:
