@@ -195,13 +195,12 @@ def _check_before(
 ) -> None:
     """Raise for what would come to nothing, before every layer is run for every text."""
     from offramp.calibration.certify import check_enough
+    from offramp.cli.recording import check_metric
     from offramp.engine.units import check_fits
 
     check_enough(texts, max_risk=max_risk, **more)
     check_fits(rule, classifier.runtime.info)
-    mains = classifier.task.mains
-    if metric is not None and metric not in mains:
-        raise KnobError(f"no score of such answers is called {metric!r}: there are {', '.join(mains)}")
+    check_metric(classifier, metric)
 
 
 def _warn_of_repeats(trace: Trace) -> None:

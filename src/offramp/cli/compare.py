@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,7 +106,7 @@ def compare(
         return
     if run is None:
         raise KnobError("name the run folder to compare criteria of, or give --suite to compare recipes")
-    from offramp.cli.recording import comparison_folder, record_data, trace_name
+    from offramp.cli.recording import check_metric, comparison_folder, record_data, trace_name
     from offramp.run import Run
     from offramp.traces.store import load_trace
 
@@ -120,6 +121,7 @@ def compare(
         recorded, texts = record_data(
             run, data, text_columns=split_columns(text_columns), label_column=label_column, need_labels=True,
             batch_size=batch_size, device=device, dtype=dtype, runtime=runtime,
+            check=lambda classifier, texts: check_metric(classifier, metric),
         )  # fmt: skip
         name = trace_name(data)
     else:
@@ -258,6 +260,11 @@ def _bar() -> Iterator[Callable[[int, int], None]]:
 
 def _targets(given: str) -> list[float]:
     try:
-        return [float(word) for word in given.split(",")]
+        targets = [float(word) for word in given.split(",")]
     except ValueError:
-        raise KnobError(f"--targets takes layer speed-ups joined by commas, such as 1.5,2,3, not {given!r}") from None
+        targets = []
+    if not targets or any(not 1 <= target < math.inf for target in targets):
+        raise KnobError(
+            f"--targets takes layer speed-ups of 1 or more joined by commas, such as 1.5,2,3, not {given!r}"
+        )
+    return targets

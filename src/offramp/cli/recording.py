@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offramp.cli.common import progress, quiet_transformers
-from offramp.errors import DataError, RunError
+from offramp.errors import DataError, KnobError, RunError
 from offramp.inputs.tokens import Text
 from offramp.run import TRAINING_ROWS, Run, weights_hash
 from offramp.traces.trace import Trace
@@ -28,8 +28,8 @@ MOST_TRAINED = 0.01
 """Share of rows that may have been trained on where a promise is made: short texts repeat themselves."""
 
 __all__ = [
-    "MOST_TRAINED", "check_unseen", "comparison_folder", "record_data", "rows_hash", "trace_name", "trace_path",
-    "warn_of_trained",
+    "MOST_TRAINED", "check_metric", "check_unseen", "comparison_folder", "record_data", "rows_hash", "trace_name",
+    "trace_path", "warn_of_trained",
 ]  # fmt: skip
 
 
@@ -150,6 +150,13 @@ def _warn_of_dev(run: Run, hashes: npt.NDArray[np.uint64]) -> None:
             "%d of %d rows are those of dev, which chose the checkpoint and the default operating point: what is "
             "promised on them is too kind, give other rows", known, len(hashes),
         )  # fmt: skip
+
+
+def check_metric(classifier: Classifier, metric: str | None) -> None:
+    """Raise KnobError where the answers of a run have no main metric of that name."""
+    mains = classifier.task.mains
+    if metric is not None and metric not in mains:
+        raise KnobError(f"no score of such answers is called {metric!r}: there are {', '.join(mains)}")
 
 
 def record_data(
