@@ -148,6 +148,9 @@ def _check_numbers(values: Mapping[str, Any]) -> None:
         value = values.get(name)
         if value is not None and not (math.isfinite(value) and value >= low):
             raise KnobError(f"--{name} must be {low} or more, not {value}")
+    for name in ("seed", "data_seed"):
+        if (values.get(name) or 0) >= 2**32:
+            raise KnobError(f"--{name} must be below {2**32}, not {values[name]}")
     if values.get("feature_dtype") not in (None, "float32", "float16"):
         raise KnobError(f"--feature_dtype must be float32 or float16, not {values['feature_dtype']!r}")
     if values["num_train_epochs"] == 0 and not (values.get("max_steps") or 0) > 0:

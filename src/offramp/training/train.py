@@ -564,6 +564,7 @@ def _run_phase(
         keep = partial(kept_rows, model, arguments, tokenizer.pad_token)
         train_rows, dev_rows = keep(work / "features-train", train_rows), keep(work / "features-dev", dev_rows)
         collate = CollateFeatures(tokenizer.pad_token)
+    _check_batches(arguments, len(train_rows))
     train_rows = _with_hardness(train_rows, model, collate, arguments)
     layers = [stage.layers for stage in model.stages]
     _check_metric(arguments.metric_for_best_model, task, layers, dev_rows)
@@ -598,6 +599,21 @@ def _keep_finished(folder: Path, model: PreTrainedModel, history: list[dict[str,
     (folder / "history.json").write_text(json.dumps(history), encoding="utf-8")
     with replace_folder(folder / "finished") as staging:
         model.save_pretrained(staging)
+
+
+def _check_batches(arguments: ExitTrainingArguments, rows: int) -> None:
+    """Complain where no batch is whole and only whole ones were wished for: Trainer would stop at step 0, and be done.
+
+    Args:
+        arguments: of a phase.
+        rows: to train on.
+    """
+    whole = arguments.train_batch_size * arguments.world_size
+    if arguments.dataloader_drop_last and rows < whole:
+        raise KnobError(
+            f"--dataloader_drop_last leaves nothing of {rows} rows in batches of {whole}: leave it out, or give a "
+            "smaller --per_device_train_batch_size"
+        )
 
 
 def _check_metric(name: str | None, task: Task, layers: Sequence[int], dev_rows: Rows) -> None:
