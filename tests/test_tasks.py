@@ -76,6 +76,11 @@ def test_unlabelled(raw: object) -> None:
         make_task("single_label_classification", SENTIMENT).encode(raw, "dev.csv, line 3")
 
 
+def test_labels_that_are_objects_name_the_line() -> None:
+    with pytest.raises(DataError, match=r"dev.jsonl, line 3: a label must be a name or a number, not \{'a': 1\}"):
+        make_task("single_label_classification", SENTIMENT).encode({"a": 1}, "dev.jsonl, line 3")
+
+
 def test_unseen_labels_name_label_line_and_what_is_known() -> None:
     with pytest.raises(DataError, match=r"dev\.csv, line 3: label 'neutral' .*\(negative, positive\)"):
         make_task("single_label_classification", SENTIMENT).encode("neutral", "dev.csv, line 3")

@@ -167,7 +167,10 @@ class _Named(Task):
         return {str(number): number for number in self.id2label} | names
 
     def _id(self, raw: object, where: str) -> int:
-        name = class_name(raw)
+        try:
+            name = class_name(raw)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from None
         if name is None:
             raise DataError(f"{where} has no label: every row needs one here")
         found = self._ids.get(name, self._ids.get(_whole(name)))
