@@ -59,10 +59,26 @@ def test_where_names_are_numbers_they_are_no_ids() -> None:
         task.encode(0, "here")
 
 
+@pytest.mark.parametrize("names", [["1", "2", "3"], ["1.0", "2.0", "3.0"]])
+def test_whole_numbers_are_one_class_however_they_are_written(names: list[str]) -> None:
+    """A table with a row that lacks its label writes 1.0 where another file has 1."""
+    task = make_task("single_label_classification", dict(enumerate(names)))
+    assert [task.encode(raw, "here") for raw in (2, 2.0, "2", "2.0", " 2. ")] == [1] * 5
+    with pytest.raises(DataError, match=r"label '0' is not one of those known"):
+        task.encode(0, "here")
+    versions = make_task("single_label_classification", {0: "2", 1: "2.0", 2: "2.05"})
+    assert [versions.encode(raw, "here") for raw in ("2", "2.0", "2.05")] == [0, 1, 2]  # where both are names
+
+
 @pytest.mark.parametrize("raw", [None, "", "  ", float("nan")])
 def test_unlabelled(raw: object) -> None:
     with pytest.raises(DataError, match=r"dev\.csv, line 3 has no label"):
         make_task("single_label_classification", SENTIMENT).encode(raw, "dev.csv, line 3")
+
+
+def test_labels_that_are_objects_name_the_line() -> None:
+    with pytest.raises(DataError, match=r"dev.jsonl, line 3: a label must be a name or a number, not \{'a': 1\}"):
+        make_task("single_label_classification", SENTIMENT).encode({"a": 1}, "dev.jsonl, line 3")
 
 
 def test_unseen_labels_name_label_line_and_what_is_known() -> None:

@@ -27,7 +27,7 @@ from safetensors.numpy import load_file
 from offramp.errors import RunError
 from offramp.types import PROBLEM_TYPES, ProblemType
 
-__all__ = ["FORMAT", "Run", "left_behind", "replace_folder", "weights_hash"]
+__all__ = ["FORMAT", "Run", "check_replaceable", "check_writable", "left_behind", "replace_folder", "weights_hash"]
 
 logger = logging.getLogger(__name__)
 
@@ -266,11 +266,26 @@ def _open_to_others(folder: Path) -> None:
             path.chmod(0o666 & ~mask)
 
 
+def check_writable(folder: str | Path) -> None:
+    """Raise RunError where no file could be made in a folder, or the folder itself could not.
+
+    For what takes long, before it begins: whoever writes at the end complains of the same then.
+    """
+    folder = Path(folder)
+    # lexists: of a folder that nobody may look into, only the folder itself is known to be there.
+    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise RunError(f"nothing can be written to {folder}, because {there} is no folder: name another place")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise RunError(f"nothing can be written to {there}: make it writable, or name another place")
+
+
 def check_replaceable(target: str | Path) -> None:
-    """Raise RunError where ``target`` exists and is neither empty nor a run folder."""
+    """Raise RunError where ``target`` exists and is neither empty nor a run folder, or cannot be written."""
     target = Path(target)
     if target.name in ("", ".."):
         raise RunError(f"{target} cannot be replaced: give --out a folder of its own, such as runs/mine")
+    check_writable(target.parent)  # what is made first stands beside it
     if not target.exists():
         return
     if not target.is_dir():

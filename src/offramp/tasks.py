@@ -158,18 +158,22 @@ class _Named(Task):
         """What a label may be called -> its id.
 
         Names first. Ids count as names too, but only where no name is itself a number: among the stars 1 to 5, "1"
-        must not be the second.
+        must not be the second. Nor where they were written as 1.0 to 5.0: a class is found under either spelling.
         """
         names = {name: number for number, name in self.id2label.items()}
-        if any(_is_integer(name) for name in names):
-            return names
+        whole = {_whole(name): number for name, number in names.items()}
+        if any(_is_integer(name) for name in whole):
+            return whole | names
         return {str(number): number for number in self.id2label} | names
 
     def _id(self, raw: object, where: str) -> int:
-        name = class_name(raw)
+        try:
+            name = class_name(raw)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from None
         if name is None:
             raise DataError(f"{where} has no label: every row needs one here")
-        found = self._ids.get(name)
+        found = self._ids.get(name, self._ids.get(_whole(name)))
         if found is None:
             raise DataError(f"{where}: label {name!r} is not one of those known ({_shortened(self.id2label.values())})")
         return found
@@ -319,6 +323,12 @@ def is_indicator(raw: Sequence[object]) -> bool:
 
 def _is_integer(name: str) -> bool:
     return name.removeprefix("-").isdecimal()
+
+
+def _whole(name: str) -> str:
+    """``3.0``, as tables write a whole number in a column where some are missing, as ``3``; others as they are."""
+    head, point, zeros = name.partition(".")
+    return head if point and _is_integer(head) and not zeros.strip("0") else name
 
 
 def _shortened(names: Any, most: int = 10) -> str:

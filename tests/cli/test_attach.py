@@ -344,6 +344,11 @@ def test_rows_half_of_which_have_labels(cli: Cli, classifier: Path, tmp_path: Pa
     assert "\nNo labels were used: exits learned from the model's own answers.\n" in done.out
 
 
+def test_a_seed_that_is_no_number(cli: Cli, classifier: Path, log: Path, tmp_path: Path) -> None:
+    done = cli("attach", classifier, "--data", log, "--out", tmp_path / "run", "--seed", "many")
+    assert done.error.startswith("--seed does not take 'many'")
+
+
 def test_nothing_to_resume(cli: Cli, classifier: Path, log: Path, tmp_path: Path) -> None:
     done = cli("attach", classifier, "--data", log, "--out", tmp_path / "run", *QUICK, "--resume")
     assert done.error == f"there is nothing to resume in {tmp_path / 'run.training'}: attach without --resume"

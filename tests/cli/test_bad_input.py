@@ -150,6 +150,19 @@ def test_folders_that_are_no_runs(
     assert "config.json is damaged" in error(newer)
 
 
+def test_a_run_of_a_newer_format_is_not_trained_on_either(
+    cli: Cli, rows: Callable[..., Path], trained: Path, tmp_path: Path
+) -> None:
+    """It may keep elsewhere what it has learned from, and rows that are trained on are not calibrated on."""
+    newer = Path(shutil.copytree(trained, tmp_path / "newer"))
+    config = json.loads((newer / "config.json").read_text())
+    config["offramp"]["format"] = 99
+    (newer / "config.json").write_text(json.dumps(config))
+    error = train(cli, str(newer), rows(GOOD), tmp_path / "run", "--max_steps", 1).error
+    assert error == f"{newer} has run format 99 and this offramp reads up to 1: upgrade with pip install -U offramp"
+    assert sorted(os.listdir(tmp_path)) == ["data", "newer"]
+
+
 def test_a_damaged_run(cli: Cli, trained: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     (run / "operating_points.json").write_text('{"format": 1, "points": [{"name": "x"')
@@ -173,6 +186,56 @@ def test_places_that_are_not_to_be_written_over(
     assert "holds something else: give --out a new folder" in train(cli, tiny_encoder, rows(GOOD), mine).error
     assert "is a file: give --out a folder" in train(cli, tiny_encoder, rows(GOOD), mine / "thesis.txt").error
     assert os.listdir(mine) == ["thesis.txt"]
+
+
+NOTHING_IS_COMPUTED = (
+    "offramp.engine.record.record", "offramp.cli.export._exporter", "offramp.training.train.load_data",
+    "offramp.training.attach._load",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        (["record", "RUN", "--data", "DATA"], "run/traces"),
+        (["record", "RUN", "--data", "DATA", "--out", "thesis.txt/trace"], "thesis.txt"),
+        (["compare", "RUN", "--data", "DATA"], "run"),
+        (["compare", "RUN", "--data", "DATA", "--out", "thesis.txt/pictures"], "thesis.txt"),
+        (["calibrate", "RUN", "--data", "DATA", "--speedup", 1.5, "--force"], "run"),
+        (["export", "RUN"], "run"),
+        (["train", "--model", "ENCODER", "--data", "DATA", "--out", "locked/run"], "locked"),
+        (["train", "--model", "ENCODER", "--data", "DATA", "--out", "thesis.txt/run"], "thesis.txt"),
+        (["attach", "RUN", "--data", "DATA", "--out", "locked/deep/run"], "locked"),
+    ],
+)
+def test_places_that_cannot_be_written_are_told_of_before_anything_is_computed(
+    cli: Cli, trained: Path, toy_data: Callable[..., str], tiny_encoder: str, tmp_path: Path, words: list[str],
+    place: str, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("onnxruntime")
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "thesis.txt").write_text("years of work")
+    before = sorted(tmp_path.rglob("*"))
+
+    def computed(*_: object, **__: object) -> None:
+        raise AssertionError("too late")
+
+    for name in NOTHING_IS_COMPUTED:
+        monkeypatch.setattr(name, computed)
+    # Of a file system that is read-only the system says this to everybody; of others' folders not to root.
+    locked = {tmp_path / "locked", *(tmp_path / "run").rglob("*"), tmp_path / "run"}
+    may = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: may(path, mode) and not (mode & os.W_OK and Path(path).absolute() in locked)
+    )
+    monkeypatch.chdir(tmp_path)
+    named = {"RUN": "run", "DATA": toy_data(), "ENCODER": tiny_encoder}
+    error = cli(*(named.get(str(word), word) for word in words)).error
+    assert error.startswith("nothing can be written to ")
+    assert place in error
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

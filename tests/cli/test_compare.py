@@ -44,6 +44,26 @@ def test_the_plot_is_drawn_once(
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"compare.json", "compare.png", "report.html"}
 
 
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        (("--metric", "f7"), "no score of such answers is called 'f7': there are accuracy, f1, matthews"),
+        (("--targets", "2,0.5"), "--targets takes layer speed-ups of 1 or more joined by commas, such as 1.5,2,3, not"),
+        (("--targets", "2,nan"), "--targets takes layer speed-ups of 1 or more joined by commas, such as 1.5,2,3, not"),
+    ],
+)
+def test_wishes_that_cannot_be_met_are_told_before_the_model_runs(
+    cli: Cli, trained: Path, toy_data: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    wish: tuple[str, str], message: str,
+) -> None:  # fmt: skip
+    def recorded(*_: object, **__: object) -> None:
+        raise AssertionError("too late")
+
+    monkeypatch.setattr("offramp.engine.record.record", recorded)
+    assert cli("compare", trained, "--data", toy_data(), "--out", tmp_path / "out", *wish).error.startswith(message)
+    assert not (tmp_path / "out").exists()
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True

@@ -36,3 +36,37 @@ def test_the_whole_story(
     assert f"Of {result['evaluation']['n']} sentences" in told.out
     for name in ("compare/compare.png", "compare/report.html", "traces/report.safetensors", "model.safetensors"):
         assert (out / name).is_file()
+
+
+@pytest.mark.parametrize(
+    ("left", "resumed"),
+    [
+        ({"plan.json": '{"seed": 4'}, []),  # killed at its first write
+        ({"plan.json": '{"seed": 4}', "phase-1/checkpoint-1/trainer_state.json": "{}"}, []),  # begun with another seed
+        ({"phase-1/checkpoint-1/trainer_state.json": "{}"}, [True]),
+    ],
+)
+def test_an_interrupted_demo_goes_on_where_it_can_and_else_begins_anew(
+    cli: Cli, tiny_encoder: str, toy_data: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    left: dict[str, str], resumed: list[bool],
+) -> None:  # fmt: skip
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("offramp.cli.demo.MAX_LENGTH", 32)
+    parts, seen = tmp_path / "parts", []
+    for name in ("train", "checkpoint", "choose", "report"):
+        parts.mkdir(exist_ok=True)
+        shutil.copy(Path(toy_data()) / "dev.jsonl", parts / f"{name}.jsonl")
+
+    def stop(ready: Any) -> None:
+        seen.append(ready.plan.resume)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("offramp.training.train.fit", stop)
+    words = ("demo", "--model", tiny_encoder, "--data", parts, "--out", tmp_path / "run", "--seed", 3)
+    assert cli(*words).status == 130
+    for name, text in left.items():
+        path = tmp_path / "run.training" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert cli(*words).status == 130
+    assert seen == [False, *(resumed or [False])]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from offramp.cli import COMMANDS, main
 from offramp.errors import DataError
 
 Cli = Callable[..., Any]
+
+ROOT = Path(__file__).parents[2]
 
 
 def fresh(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -138,6 +141,21 @@ def test_ctrl_c(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("offramp.recipes.available", interrupted)
     done = cli("recipes")
     assert (done.status, done.out, done.err) == (130, "", "offramp: interrupted\n")
+
+
+@pytest.mark.parametrize("start", ["runpy.run_module('offramp', run_name='__main__')", "script.load()()"])
+def test_ctrl_c_while_the_command_line_is_imported(start: str) -> None:
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["offramp"]
+    program = (
+        "import importlib.metadata, runpy, sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'typer':\n            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        f"script = importlib.metadata.EntryPoint('offramp', {named!r}, 'console_scripts')\n{start}"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "offramp: interrupted\n")
 
 
 def test_what_the_system_refuses_is_said_in_its_words(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,50 @@ def test_recording_dev_spares_the_trace_that_training_made(
     assert Path(cli("record", run, "--data", ".", "--json").json["trace"]).stem == "single_label_classification"
 
 
+def test_data_of_one_name_are_kept_apart_by_their_rows(cli: Cli, trained: Path, dev_rows: Rows, tmp_path: Path) -> None:
+    from offramp.traces.store import load_trace
+
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+
+    def record(where: str, rows: Rows) -> Path:
+        data = tmp_path / where / "reviews" / "dev.jsonl"
+        data.parent.mkdir(parents=True, exist_ok=True)
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return Path(cli("record", run, "--data", data, "--json").json["trace"])
+
+    first, second = record("one", dev_rows[:8]), record("other", dev_rows[8:])
+    assert first == run / "traces" / "reviews-dev.safetensors"  # what it was called before, and where it is found
+    assert re.fullmatch(r"reviews-dev-[0-9a-f]{8}\.safetensors", second.name)
+    assert [load_trace(path).num_units for path in (first, second)] == [8, 40]
+    # Recorded again, whatever the order of the rows, each replaces its own.
+    assert record("one", dev_rows[8:][::-1]) == second
+    assert record("one", dev_rows[:8]) == first
+    assert load_trace(second).labels.tolist()[::-1] == load_trace(run / "traces" / "dev").labels.tolist()[8:]
+    # Calibration keeps its trace by the same name, and the operating point tells it.
+    words = ("--data", tmp_path / "other" / "reviews" / "dev.jsonl", "--speedup", 1.5, "--force", "--json")
+    assert cli("calibrate", run, *words).json["point"]["chosen_on"] == second.stem
+    assert load_trace(first).num_units == 8
+
+
+def test_comparisons_of_one_name_are_kept_apart_by_their_rows(
+    cli: Cli, trained: Path, dev_rows: Rows, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+
+    def compare(where: str, rows: Rows) -> str:
+        data = tmp_path / where / "reviews" / "dev.jsonl"
+        data.parent.mkdir(parents=True, exist_ok=True)
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        out = cli("compare", run, "--data", data, "--splits", 1, "--resamples", 1, "--targets", 1.5).out
+        return str(re.findall(r"Wrote (\S+)/compare\.json", out)[0])
+
+    first, second = compare("one", dev_rows[:24]), compare("other", dev_rows[24:])
+    assert first == str(run / "compare" / "reviews-dev")
+    assert re.fullmatch(re.escape(first) + "-[0-9a-f]{8}", second)
+    assert compare("one", dev_rows[:24]) == first
+
+
 def test_record_without_labels(cli: Cli, run: Path, tmp_path: Path) -> None:
     (tmp_path / "new.txt").write_text("a gem\n\nthe dull town\n")
     done = cli("record", run, "--data", tmp_path / "new.txt")

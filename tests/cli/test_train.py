@@ -175,6 +175,13 @@ def test_a_folder_that_is_not_ours_is_neither_used_nor_removed(
     [
         (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor does not go with early exits"),
         (["--prediction_loss_only", "true"], "--prediction_loss_only does not go with early exits"),
+        (["--output_dir", "elsewhere"], "--output_dir does not go with early exits: the run folder is --out"),
+        (["--resume_from_checkpoint", "there"], "--resume_from_checkpoint does not go with early exits: --resume goes"),
+        (["--eval_do_concat_batches", "no"], "--eval_do_concat_batches no does not go with early exits: every exit"),
+        (["--seed", str(2**32)], "--seed must be below 4294967296, not 4294967296"),
+        (["--dataloader_drop_last", "true"], "--dataloader_drop_last leaves nothing of 3 rows in batches of 32: leave"),
+        (["--optim", "galore_adamw"], "training arguments: "),
+        (["--lr_scheduler_type", "cosine_with_min_lr"], "training arguments: "),
         (["--seed", "-1"], "--seed must be 0 or more, not -1"),
         (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size must be 1 or more, not 0"),
         (["--learning_rate", "nan"], "--learning_rate must be 0 or more, not nan"),

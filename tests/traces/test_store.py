@@ -140,14 +140,20 @@ def test_files_of_two_recordings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("written", [0, 1])
 def test_a_save_that_fails_leaves_the_old_trace(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, written: int
 ) -> None:
+    """At the arrays, or once they are written."""
     old = example(seed=1)
     save_trace(old, tmp_path / "dev")
 
-    def fail(*_: object) -> None:
-        raise error
+    done: list[object] = []
+
+    def fail(file: object) -> None:
+        done.append(file)
+        if len(done) > written:
+            raise error
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fail)

@@ -339,6 +339,36 @@ def test_hub_that_cannot_be_reached(hub: dict[str, Any]) -> None:
         load_data("some/thing")
 
 
+def test_hub_that_does_not_answer_is_asked_once(hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its library would try six times, and tell of each; what it gave before is taken from its cache."""
+    import huggingface_hub
+
+    class Network:
+        asked = 0
+
+        def head(self, *_: Any, **__: Any) -> None:
+            self.asked += 1
+            raise TimeoutError
+
+    def load_dataset(name: str, config: str | None) -> Any:
+        assert hub["datasets"].config.HF_HUB_OFFLINE  # or else it would ask
+        if name != "kept":
+            raise ConnectionError
+        return {"train": train}
+
+    network = Network()
+    train = split(hub, {"text": ["a", "b", "c"], "label": ["x", "y", "x"]})
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: network)
+    monkeypatch.setattr(hub["datasets"].config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub["datasets"], "load_dataset", load_dataset)
+    with pytest.raises(DataError, match=r"^imdv is no file or folder here, and the hub cannot be reached: check the n"):
+        load_data("imdv")
+    assert network.asked == 1
+    assert len(load_data("kept").train) == 2
+    assert not hub["datasets"].config.HF_HUB_OFFLINE
+
+
 def test_row_hashes() -> None:
     hashes = row_hashes(["a", ("a", "b"), "ü"])
     assert hashes.dtype == np.uint64

@@ -235,6 +235,12 @@ def test_nothing_to_resume(make_plan: MakePlan, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="nothing to resume"):
         train(make_plan(tmp_path / "run", resume=True))
     assert not list(tmp_path.iterdir())
+    # Killed while it wrote down what it was about to do.
+    begun = tmp_path / "run.training" / "plan.json"
+    begun.parent.mkdir()
+    begun.write_text('{"model": "enc')
+    with pytest.raises(RunError, match="nothing to resume"):
+        train(make_plan(tmp_path / "run", resume=True))
 
 
 def test_resume_with_other_options(make_plan: MakePlan, tmp_path: Path, stop_at: Callable[[int], list[int]]) -> None:
@@ -535,14 +541,24 @@ def test_rows_that_the_encoder_has_learned_from_are_not_forgotten(
     assert np.isin(row_hashes([row["text"] for row in rows]), run.training_hashes).sum() == 5
 
 
+def test_a_run_whose_only_exit_is_the_last_can_be_used_at_once(make_plan: MakePlan, tmp_path: Path) -> None:
+    """The recipe's rule asks for distances, which the model's own head does not measure."""
+    from offramp.pipeline import load
+
+    run = train(make_plan(tmp_path / "run", exits=(3,), arguments={"max_steps": 1}))
+    assert [point.criterion for point in read_points(run.folder)] == ["depth"]
+    assert load(run.folder)("a gem").exit_layer == 3
+
+
 @pytest.mark.parametrize("family", ["bert", "modernbert", "mpnet"])
 def test_an_encoder_without_a_tokenizer(
     plain_model: Callable[..., Any], make_plan: MakePlan, tmp_path: Path, family: str
 ) -> None:
     """transformers makes one up that knows no word, or fails in its own way, by family."""
     plain_model(family).save_pretrained(tmp_path / "model")
-    with pytest.raises(RunError, match=r"has no tokenizer, without which|cannot load a tokenizer from"):
+    with pytest.raises(RunError, match=r"has no tokenizer, without which|cannot load a tokenizer from") as caught:
         train(make_plan(tmp_path / "run", model=str(tmp_path / "model")))
+    assert not str(caught.value).endswith(":")
     assert not (tmp_path / "run").exists()
 
 

@@ -77,6 +77,7 @@ def bench(
     from offramp.bench.serving import run_bench
     from offramp.cli.recording import warn_of_trained
     from offramp.pipeline import load
+    from offramp.run import check_writable
     from offramp.runtimes.cpu import check_threads
     from offramp.training.data import load_examples
 
@@ -88,13 +89,14 @@ def bench(
     if plain is not None:
         check_there(str(plain))
     classifier = load(run, runtime="torch", device="cpu")
+    folder = out or run / "bench"
+    check_writable(folder)
     examples = load_examples(
         data, classifier.task, text_columns=split_columns(text_columns), label_column=label_column,
         prefer=classifier.columns,
     )  # fmt: skip
     assert examples.labels is not None  # load_examples needs labels unless told otherwise
     warn_of_trained(classifier.run, examples.texts)
-    folder = out or run / "bench"
     with tempfile.TemporaryDirectory(prefix="offramp-bench-") as work:
         plan = Bench(
             run=run, plain=plain or run, texts=examples.texts, labels=examples.labels, work=Path(work),

@@ -26,7 +26,7 @@ from offramp.cli.common import (
     split_columns,
 )  # fmt: skip
 from offramp.errors import DataError, KnobError, RunError
-from offramp.run import Run, weights_hash
+from offramp.run import Run, check_writable, weights_hash
 
 if TYPE_CHECKING:
     from offramp.calibration.points import OperatingPoint
@@ -122,6 +122,8 @@ def calibrate(
         other = next(name for name, given in reading.items() if given)
         raise KnobError(f"--no-labels and {other} contradict each other: give one")
     opened = Run.open(run)
+    for folder in (run, run / "traces"):
+        check_writable(folder)
     _check_wishes(wishes, confidence=confidence, expected=expected, risk=risk, problem_type=opened.problem_type)
     loss = _loss(risk)
     points = read_points(opened.folder)
@@ -130,7 +132,7 @@ def calibrate(
         recorded, forced = _from_trace(opened, trace, runtime=runtime, dtype=dtype, force=force)
         told = trace.stem
     else:
-        from offramp.cli.recording import check_unseen, record_data, trace_name
+        from offramp.cli.recording import check_unseen, record_data, trace_path
 
         def check(classifier: Classifier, texts: int) -> None:
             more = {"confidence": confidence, "expected": expected, "tuning_share": tuning_share}
@@ -143,8 +145,9 @@ def calibrate(
             read_labels=labels, check=check,
         )  # fmt: skip
         forced = check_unseen(opened, recorded.hashes, force=True) if force else ""
-        told = trace_name(data)
-        save_trace(recorded, run / "traces" / told)
+        kept = trace_path(run, data, recorded)
+        told = kept.name
+        save_trace(recorded, kept)
     if not labels:
         recorded = replace(recorded, labels=None)
     _warn_of_repeats(recorded)
@@ -192,13 +195,12 @@ def _check_before(
 ) -> None:
     """Raise for what would come to nothing, before every layer is run for every text."""
     from offramp.calibration.certify import check_enough
+    from offramp.cli.recording import check_metric
     from offramp.engine.units import check_fits
 
     check_enough(texts, max_risk=max_risk, **more)
     check_fits(rule, classifier.runtime.info)
-    mains = classifier.task.mains
-    if metric is not None and metric not in mains:
-        raise KnobError(f"no score of such answers is called {metric!r}: there are {', '.join(mains)}")
+    check_metric(classifier, metric)
 
 
 def _warn_of_repeats(trace: Trace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from offramp.cli.common import (
 )  # fmt: skip
 from offramp.errors import KnobError, require
 from offramp.inputs.tokens import Text
+from offramp.run import check_writable
 from offramp.traces.files import write_atomically
 from offramp.traces.trace import Trace
 
@@ -104,13 +106,14 @@ def compare(
         return
     if run is None:
         raise KnobError("name the run folder to compare criteria of, or give --suite to compare recipes")
-    from offramp.cli.recording import record_data, trace_name
+    from offramp.cli.recording import check_metric, comparison_folder, record_data, trace_name
     from offramp.run import Run
     from offramp.traces.store import load_trace
 
     if (data is None) == (trace is None):
         raise KnobError("give --data to record and compare, or --trace for one that is recorded")
     Run.open(run)
+    check_writable(out or run / "compare")
     at = _targets(targets)
     require("matplotlib", extra="plots")  # now, not after everything is computed
     texts: Sequence[Text] | None = None
@@ -118,12 +121,13 @@ def compare(
         recorded, texts = record_data(
             run, data, text_columns=split_columns(text_columns), label_column=label_column, need_labels=True,
             batch_size=batch_size, device=device, dtype=dtype, runtime=runtime,
+            check=lambda classifier, texts: check_metric(classifier, metric),
         )  # fmt: skip
         name = trace_name(data)
     else:
         assert trace is not None
         recorded, name = load_trace(trace), trace.stem
-    folder = out or run / "compare" / name
+    folder = out or comparison_folder(run, name, recorded)
     result = write_comparison(
         recorded, folder, texts=texts, targets=at, splits=splits, resamples=resamples, seed=seed,
         metric=metric, title=name,
@@ -185,6 +189,8 @@ def _of_suite(
     if run is not None:
         raise KnobError(f"--suite trains models of its own: leave {run} away")
     require("matplotlib", extra="plots")
+    if out is not None:
+        check_writable(out)
     numbers, folder = compare_suite(
         suite, data=data, model=model, out=out, minutes=minutes, tasks=tasks, recipes=recipes, keep_runs=keep_runs
     )
@@ -216,6 +222,7 @@ def write_comparison(
     from offramp.bench.provenance import write_result
     from offramp.bench.report import save_report
     from offramp.calibration.compare import compare as run_comparison
+    from offramp.cli.recording import rows_hash
 
     with _bar() as advance:
         result = run_comparison(
@@ -228,6 +235,7 @@ def write_comparison(
             metric=metric,
             progress=advance,
         )
+    result["rows_hash"] = rows_hash(trace)
     image = plot_comparison(result, title=title)
     folder.mkdir(parents=True, exist_ok=True)
     write_result(folder / "compare.json", result)
@@ -252,6 +260,11 @@ def _bar() -> Iterator[Callable[[int, int], None]]:
 
 def _targets(given: str) -> list[float]:
     try:
-        return [float(word) for word in given.split(",")]
+        targets = [float(word) for word in given.split(",")]
     except ValueError:
-        raise KnobError(f"--targets takes layer speed-ups joined by commas, such as 1.5,2,3, not {given!r}") from None
+        targets = []
+    if not targets or any(not 1 <= target < math.inf for target in targets):
+        raise KnobError(
+            f"--targets takes layer speed-ups of 1 or more joined by commas, such as 1.5,2,3, not {given!r}"
+        )
+    return targets

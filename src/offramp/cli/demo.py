@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from rich.console import Console
 from offramp.cli import app
 from offramp.cli.common import console, print_json, quiet_transformers
 from offramp.errors import DataError, require
+from offramp.run import check_writable
 
 # One pass more costs one to two minutes on two cores; the whole demo should take less than five, in a slow hour too.
 EPOCHS = 1.0
@@ -45,6 +47,7 @@ def demo(
     require("transformers", extra="train")
     require("matplotlib", extra="plots")
     quiet_transformers()
+    check_writable(out)
     with redirect_stdout(sys.stderr if as_json else sys.stdout):
         result = _tell(out, model, data, epochs=epochs, seed=seed, fresh=fresh)
     if as_json:
@@ -91,8 +94,9 @@ def _train(
     say: Console, out: Path, model: str | None, parts: dict[str, Path], *, epochs: float, seed: int, fresh: bool
 ) -> None:
     from offramp.demo.packages import sentence_encoder
-    from offramp.errors import RunError
+    from offramp.errors import KnobError, RunError
     from offramp.run import Run
+    from offramp.training.lock import what_to_go_on_from
     from offramp.training.train import Plan, train
 
     if not fresh:
@@ -104,19 +108,23 @@ def _train(
             say.print(f"   {out} is trained already; --fresh trains again.")
             return
     encoder = model or str(sentence_encoder(say=say.print))
-    interrupted = out.with_name(out.name + ".training").is_dir() and not fresh
-    train(
-        Plan(
-            model=encoder,
-            data=str(parts["train"]),
-            dev=str(parts["checkpoint"]),
-            out=out,
-            max_length=MAX_LENGTH,
-            resume=interrupted,
-            exit_epochs=0.0,  # of two classes with so many rows the exits gain little, and the demo has minutes
-            arguments={"num_train_epochs": epochs, "learning_rate": LEARNING_RATE, "seed": seed},
-        )
+    plan = Plan(
+        model=encoder,
+        data=str(parts["train"]),
+        dev=str(parts["checkpoint"]),
+        out=out,
+        max_length=MAX_LENGTH,
+        exit_epochs=0.0,  # of two classes with so many rows the exits gain little, and the demo has minutes
+        arguments={"num_train_epochs": epochs, "learning_rate": LEARNING_RATE, "seed": seed},
     )
+    if not fresh and what_to_go_on_from(out.with_name(out.name + ".training")) is not None:
+        try:
+            train(replace(plan, resume=True))
+        except KnobError:  # of another seed, model or data; nobody asked to go on with that
+            pass
+        else:
+            return
+    train(plan)
 
 
 def _choose(say: Console, out: Path, parts: dict[str, Path]) -> None:

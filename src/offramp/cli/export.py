@@ -22,6 +22,7 @@ from offramp.cli.common import (
 )  # fmt: skip
 from offramp.errors import KnobError, require
 from offramp.inputs.tokens import Text
+from offramp.run import Run, check_writable
 from offramp.runtimes.silence import without_telemetry
 
 MOST_TEXTS = 256
@@ -77,6 +78,8 @@ def export(
     for module, extra in (*_NEEDS[runtime], *(_INT8_NEEDS[runtime] if int8 or int8_kind else ())):
         with without_telemetry():
             require(module, extra=extra)
+    Run.open(run)
+    check_writable(run / runtime)
     quiet_transformers()
     texts = None if data is None else _texts(run, data, split_columns(text_columns))
     chosen: Any = int8_kind or (_KIND[runtime] if int8 else None)

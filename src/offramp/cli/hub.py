@@ -8,9 +8,6 @@ from offramp.errors import RunError
 
 __all__ = ["check_there"]
 
-REACHED_WITHIN = 5
-"""Seconds in which the hub answers, where it is reached at all."""
-
 
 def check_there(model: str) -> None:
     """Complain now of a model that cannot be had: asked for each file, the hub's library tries again for a minute.
@@ -22,7 +19,9 @@ def check_there(model: str) -> None:
         return
     if Path(model).is_absolute() or model.startswith(".") or model.count("/") > 1:  # no name of the hub's
         raise RunError(f"there is no folder {model}: check its name")
-    if not _is_cached(model) and not _reaches_hub():
+    from offramp.training.hub import reaches_hub
+
+    if not _is_cached(model) and not reaches_hub():
         raise RunError(
             f"cannot load a model from {model}: there is no such folder, and the hub cannot be reached: check the "
             "name, or the network"
@@ -39,16 +38,3 @@ def _is_cached(model: str) -> bool:
     except HFValidationError:  # no name of the hub's either: transformers says so, and asks nobody
         return True
     return any(isinstance(path, str) for path in found)
-
-
-def _reaches_hub() -> bool:
-    """Whether anything answers there; where nobody may ask, transformers says so at once."""
-    from huggingface_hub import constants, get_session
-
-    if constants.HF_HUB_OFFLINE:
-        return True
-    try:
-        get_session().head(constants.ENDPOINT, timeout=REACHED_WITHIN)
-    except Exception:  # the kind is the HTTP library's, and which that is changes
-        return False
-    return True

@@ -40,14 +40,17 @@ def record(
     as_json: Json = False,
 ) -> None:
     """Record a trace: from it thresholds, curves and comparisons are computed without the model."""
-    from offramp.cli.recording import record_data, trace_name
+    from offramp.cli.recording import record_data, trace_path
+    from offramp.run import Run, check_writable
     from offramp.traces.store import save_trace
 
+    Run.open(run)
+    check_writable(run / "traces" if out is None else out.parent)
     trace, _ = record_data(
         run, data, text_columns=split_columns(text_columns), label_column=label_column, batch_size=batch_size,
         device=device, dtype=dtype, runtime=runtime,
     )  # fmt: skip
-    path = out or run / "traces" / trace_name(data)
+    path = out or trace_path(run, data, trace)
     save_trace(trace, path)
     path = path.with_name(path.name.removesuffix(".safetensors").removesuffix(".json") + ".safetensors")
     labelled = trace.labels is not None

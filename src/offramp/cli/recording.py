@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -12,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offramp.cli.common import progress, quiet_transformers
-from offramp.errors import DataError
+from offramp.errors import DataError, KnobError, RunError
 from offramp.inputs.tokens import Text
 from offramp.run import TRAINING_ROWS, Run, weights_hash
 from offramp.traces.trace import Trace
@@ -25,14 +27,18 @@ logger = logging.getLogger(__name__)
 MOST_TRAINED = 0.01
 """Share of rows that may have been trained on where a promise is made: short texts repeat themselves."""
 
-__all__ = ["MOST_TRAINED", "check_unseen", "record_data", "trace_name", "warn_of_trained"]
+__all__ = [
+    "MOST_TRAINED", "check_metric", "check_unseen", "comparison_folder", "record_data", "rows_hash", "trace_name",
+    "trace_path", "warn_of_trained",
+]  # fmt: skip
 
 
 def trace_name(data: str) -> str:
-    """Name of a data set's trace: ``data/sst2/dev.jsonl`` is ``sst2-dev``, the hub's ``nyu-mll/glue:sst2`` is
+    """What a data set is called: ``data/sst2/dev.jsonl`` is ``sst2-dev``, the hub's ``nyu-mll/glue:sst2`` is
     ``glue-sst2``.
 
-    Never ``dev`` alone: that is the trace training made, by which ``--speedup`` chooses.
+    Others may be called so too: ``trace_path`` and ``comparison_folder`` keep them apart by their rows. Never ``dev``
+    alone: that is the trace training made, by which ``--speedup`` chooses.
     """
     path = Path(data)
     if path.exists():
@@ -40,6 +46,49 @@ def trace_name(data: str) -> str:
     parts = [path.parent.name, path.stem] if path.is_file() else [path.name]
     name = "-".join(re.sub(r"[^\w.]+", "-", part) for part in parts if part)
     return "data-dev" if name == "dev" else name
+
+
+def trace_path(run: Path, data: str, trace: Trace) -> Path:
+    """Where a run keeps the trace of a data set: ``traces/NAME``, and beside it where that is of other rows.
+
+    The same rows, recorded again, replace what was recorded before; other rows never do.
+    """
+    return _of_its_own(run / "traces" / trace_name(data), trace, _rows_of_trace)
+
+
+def comparison_folder(run: Path, name: str, trace: Trace) -> Path:
+    """Where a run keeps the comparison of a data set, likewise: ``compare/NAME``."""
+    return _of_its_own(run / "compare" / name, trace, _rows_of_comparison)
+
+
+def rows_hash(trace: Trace) -> str | None:
+    """By which the rows of a trace are known again, in whatever order; None: it does not say what they are."""
+    return None if trace.hashes is None else hashlib.sha256(np.sort(trace.hashes).astype("<u8").tobytes()).hexdigest()
+
+
+def _of_its_own(place: Path, trace: Trace, rows_at: Callable[[Path], str | None]) -> Path:
+    """``place``, where nothing is there or something of the same rows, or of rows that nobody knows."""
+    rows = rows_hash(trace)
+    if rows is None or rows_at(place) in (None, rows):
+        return place
+    return place.with_name(f"{place.name}-{rows[:8]}")
+
+
+def _rows_of_trace(place: Path) -> str | None:
+    from offramp.traces.store import load_trace
+
+    try:
+        return rows_hash(load_trace(place))
+    except RunError:  # there is none, or it is to be recorded again
+        return None
+
+
+def _rows_of_comparison(place: Path) -> str | None:
+    try:
+        told = json.loads((place / "compare.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return told.get("rows_hash") if isinstance(told, dict) else None
 
 
 def warn_of_trained(run: Run, texts: Sequence[Text]) -> None:
@@ -101,6 +150,13 @@ def _warn_of_dev(run: Run, hashes: npt.NDArray[np.uint64]) -> None:
             "%d of %d rows are those of dev, which chose the checkpoint and the default operating point: what is "
             "promised on them is too kind, give other rows", known, len(hashes),
         )  # fmt: skip
+
+
+def check_metric(classifier: Classifier, metric: str | None) -> None:
+    """Raise KnobError where the answers of a run have no main metric of that name."""
+    mains = classifier.task.mains
+    if metric is not None and metric not in mains:
+        raise KnobError(f"no score of such answers is called {metric!r}: there are {', '.join(mains)}")
 
 
 def record_data(

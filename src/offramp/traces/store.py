@@ -1,7 +1,8 @@
 """Traces on disk: arrays in ``NAME.safetensors``, everything else in ``NAME.json``.
 
-The JSON is written last and holds the SHA-256 of the arrays' file, so a recording that was interrupted, a pair that
-does not belong together and a file damaged on the way are all noticed when it is read.
+Both are written before either takes its place, the JSON last. It holds the SHA-256 of the arrays' file, so a recording
+that was interrupted, a pair that does not belong together and a file damaged on the way are all noticed when it is
+read.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from offramp.errors import DataError, RunError
-from offramp.traces.files import write_atomically
+from offramp.traces.files import write_together
 from offramp.traces.trace import ADDED, SETTINGS, TENSORS, Trace
 
 __all__ = ["FORMAT", "load_trace", "save_trace"]
@@ -38,8 +39,7 @@ def save_trace(trace: Trace, path: Path | str) -> None:
     record: dict[str, Any] = {"format": FORMAT, "sha256": hashlib.sha256(data).hexdigest()}
     record |= {name: getattr(trace, name) for name in SETTINGS}
     record["id2label"] = {str(index): label for index, label in trace.id2label.items()}
-    write_atomically(tensors_path, data)
-    write_atomically(json_path, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+    write_together({tensors_path: data, json_path: (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()})
 
 
 def load_trace(path: Path | str) -> Trace:

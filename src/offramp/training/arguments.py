@@ -120,16 +120,24 @@ UNFIT: Mapping[str, str] = {
     "label_smoothing_factor": "Trainer would compute the loss of the last exit alone and leave the others untrained",
     "prediction_loss_only": "the best checkpoint is chosen by what every exit answers",
     "label_names": "labels are found by --label_column",
+    "output_dir": "the run folder is --out, and checkpoints stand beside it until it is whole",
+    "resume_from_checkpoint": "--resume goes on from the last one in the folder beside --out",
     "push_to_hub": "push the finished run folder with `hf upload`",
     "remove_unused_columns": "the data is already what the model takes",
 }
 """Arguments of transformers that cannot mean here what they say, and why."""
+
+NEEDED: Mapping[str, str] = {"eval_do_concat_batches": "every exit is measured on all answers together"}
+"""Arguments that cannot be switched off."""
 
 
 def _refuse_unfit(given: Mapping[str, Any]) -> None:
     for name, reason in UNFIT.items():
         if str(given.get(name, "false")).lower() not in ("false", "none", "0", "0.0"):
             raise KnobError(f"--{name} does not go with early exits: {reason}")
+    for name, reason in NEEDED.items():
+        if str(given.get(name, "true")).lower() not in ("true", "1", "yes", "y", "t"):
+            raise KnobError(f"--{name} {given[name]} does not go with early exits: {reason}")
 
 
 def _check_numbers(values: Mapping[str, Any]) -> None:
@@ -148,6 +156,9 @@ def _check_numbers(values: Mapping[str, Any]) -> None:
         value = values.get(name)
         if value is not None and not (math.isfinite(value) and value >= low):
             raise KnobError(f"--{name} must be {low} or more, not {value}")
+    for name in ("seed", "data_seed"):
+        if (values.get(name) or 0) >= 2**32:
+            raise KnobError(f"--{name} must be below {2**32}, not {values[name]}")
     if values.get("feature_dtype") not in (None, "float32", "float16"):
         raise KnobError(f"--feature_dtype must be float32 or float16, not {values['feature_dtype']!r}")
     if values["num_train_epochs"] == 0 and not (values.get("max_steps") or 0) > 0:

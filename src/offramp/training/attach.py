@@ -30,7 +30,7 @@ from offramp.model.modeling import SECTION, add_exits, load_finetuned, load_unfi
 from offramp.recipes import Phase, Recipe, load_recipe, part
 from offramp.run import Run, check_replaceable
 from offramp.tasks import Task, make_task, unrelated
-from offramp.training.arguments import FROZEN, ExitTrainingArguments, of_tokens
+from offramp.training.arguments import FROZEN, ExitTrainingArguments, make_arguments, of_tokens
 from offramp.training.data import Examples, TrainingData, load_known
 from offramp.training.lock import only_training
 from offramp.training.rows import Rows
@@ -112,7 +112,7 @@ def attach(plan: AttachPlan) -> Run:
         text_columns=plan.text_columns,
         label_column=plan.label_column,
         use_labels=plan.use_labels,
-        seed=int(plan.arguments.get("seed", 42)),
+        seed=make_arguments(str(work), plan.arguments).seed,
     )
     config.problem_type = data.problem_type
     plan = replace(plan, recipe=plan.recipe or DEFAULT_RECIPES[data.problem_type])

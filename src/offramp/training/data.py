@@ -13,6 +13,7 @@ import logging
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from offramp.errors import DataError, KnobError, require
 from offramp.inputs.files import SUFFIXES, Columns, Row, find_columns, read_rows, text_of
 from offramp.inputs.tokens import Text
 from offramp.tasks import Task, class_name, is_indicator, make_task, split_names
+from offramp.training.hub import reaches_hub, without_network
 from offramp.types import ProblemType
 
 __all__ = ["Examples", "TrainingData", "load_data", "load_examples", "load_known", "row_hashes"]
@@ -341,9 +343,15 @@ def _named(folder: Path, stem: str) -> Path | None:
 def _hub(data: str) -> tuple[_Origin | None, _Origin | None, list[str]]:
     datasets = require("datasets", extra="train")
     name, _, config = data.partition(":")
+    reached = reaches_hub()  # datasets would ask six times, and a name of the hub's may be a folder's, misspelt
     try:
-        splits = datasets.load_dataset(name, config or None)
+        with nullcontext() if reached else without_network():
+            splits = datasets.load_dataset(name, config or None)
     except Exception as error:  # whatever the network, the hub and its files come up with
+        if not reached:
+            raise DataError(
+                f"{data} is no file or folder here, and the hub cannot be reached: check the name, or the network"
+            ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
             f"{data} is no file or folder here, and the hub did not give a data set of that name ({reason}): "

@@ -11,7 +11,7 @@ from offramp.calibration.points import OperatingPoint, write_points
 from offramp.calibration.sweep import choose
 from offramp.engine.record import record
 from offramp.inputs.tokens import Encoded, Tokenizer
-from offramp.recipes import Recipe
+from offramp.recipes import Recipe, load_recipe
 from offramp.run import weights_hash
 from offramp.runtimes.torch import TorchRuntime
 from offramp.traces.curves import static_exits
@@ -54,8 +54,10 @@ def write_measured(
     )
     (folder / "traces").mkdir(exist_ok=True)
     save_trace(trace, folder / "traces" / "dev")
-    criterion = recipe.criterion(data.problem_type)
-    if (fit := recipe.learns(data.problem_type)) is not None:
+    # Of one exit alone nobody leaves early, and the recipe's rule may ask for what only early exits measure.
+    rules = recipe if trace.num_exits > 1 else load_recipe("plain")
+    criterion = rules.criterion(data.problem_type)
+    if (fit := rules.learns(data.problem_type)) is not None:
         criterion = FITS[fit](trace, criterion)
     point = choose(trace, criterion, max_drop=max_drop, or_best=True, name="default", chosen_on=chosen_on)
     write_points(folder, [point])

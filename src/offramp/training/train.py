@@ -301,7 +301,7 @@ def prepare(work: Path, plan: Plan, data: TrainingData, arguments: ExitTrainingA
         work.mkdir(parents=True)
         path.write_text(json.dumps(now, indent=1), encoding="utf-8")
         return
-    if not path.is_file():
+    if not path.is_file() or not _is_json(path):  # it is written first: killed in it, a training has begun nothing
         raise RunError(f"there is nothing to resume in {work}: train without --resume")
     before = json.loads(path.read_text(encoding="utf-8"))
     changed = [key for key in now if now[key] != before.get(key)]
@@ -348,6 +348,12 @@ def make_tokenizer(
     return tokenizer, max_length
 
 
+_WORDLESS = (
+    "{} has no tokenizer, without which every word is unknown: save the model's own there, "
+    "AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER)"
+)
+
+
 def _pretrained_tokenizer(name: str) -> Any:
     """What AutoTokenizer finds, which must know words.
 
@@ -357,12 +363,11 @@ def _pretrained_tokenizer(name: str) -> Any:
         found = AutoTokenizer.from_pretrained(name)
     except Exception as error:  # tokenizers raises plain Exception for whatever it cannot read
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if reason.endswith(":"):  # a list follows of what it could have been made from, and nothing of that is there
+            raise RunError(_WORDLESS.format(name)) from error
         raise RunError(f"cannot load a tokenizer from {name}: {reason}") from error
     if not found.get_vocab().keys() - {*found.all_special_tokens, *found.get_added_vocab()}:
-        raise RunError(
-            f"{name} has no tokenizer, without which every word is unknown: save the model's own there, "
-            "AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER)"
-        )
+        raise RunError(_WORDLESS.format(name))
     return found
 
 
@@ -431,9 +436,16 @@ def trained_on(name: str, config: PretrainedConfig) -> NDArray[np.uint64]:
     """Hashes of the rows that a checkpoint has learned from, where it is a run of ours.
 
     Raises:
-        RunError: its file of them is damaged.
+        RunError: its file of them is damaged, or a newer offramp wrote it.
     """
-    path = None if getattr(config, SECTION, None) is None else file_of(name, TRAINING_ROWS)
+    section = getattr(config, SECTION, None)
+    made_as = section.get("format") if isinstance(section, Mapping) else None
+    if isinstance(made_as, int) and made_as > FORMAT:
+        raise RunError(
+            f"{name} has run format {made_as} and this offramp reads up to {FORMAT}: "
+            "upgrade with pip install -U offramp"
+        )
+    path = None if section is None else file_of(name, TRAINING_ROWS)
     return np.zeros(0, dtype=np.uint64) if path is None else read_hashes(path)
 
 
@@ -550,6 +562,7 @@ def _run_phase(
         keep = partial(kept_rows, model, arguments, tokenizer.pad_token)
         train_rows, dev_rows = keep(work / "features-train", train_rows), keep(work / "features-dev", dev_rows)
         collate = CollateFeatures(tokenizer.pad_token)
+    _check_batches(arguments, len(train_rows))
     train_rows = _with_hardness(train_rows, model, collate, arguments)
     layers = [stage.layers for stage in model.stages]
     _check_metric(arguments.metric_for_best_model, task, layers, dev_rows)
@@ -584,6 +597,21 @@ def _keep_finished(folder: Path, model: PreTrainedModel, history: list[dict[str,
     (folder / "history.json").write_text(json.dumps(history), encoding="utf-8")
     with replace_folder(folder / "finished") as staging:
         model.save_pretrained(staging)
+
+
+def _check_batches(arguments: ExitTrainingArguments, rows: int) -> None:
+    """Complain where no batch is whole and only whole ones were wished for: Trainer would stop at step 0, and be done.
+
+    Args:
+        arguments: of a phase.
+        rows: to train on.
+    """
+    whole = arguments.train_batch_size * arguments.world_size
+    if arguments.dataloader_drop_last and rows < whole:
+        raise KnobError(
+            f"--dataloader_drop_last leaves nothing of {rows} rows in batches of {whole}: leave it out, or give a "
+            "smaller --per_device_train_batch_size"
+        )
 
 
 def _check_metric(name: str | None, task: Task, layers: Sequence[int], dev_rows: Rows) -> None:

@@ -6,7 +6,8 @@ The loss itself lives in the model, so a plain Trainer trains it as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import EvalPrediction, ProgressCallback, Trainer
 
-from offramp.errors import TrainingError
+from offramp.errors import KnobError, TrainingError
 from offramp.model.modeling import parameters_of
 from offramp.tasks import Task
 
@@ -43,10 +44,16 @@ class ExitTrainer(Trainer):  # type: ignore[misc]
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """AdamW over encoder and exits, each with its learning rate; biases and norms without decay."""
         if self.optimizer is None:
-            cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            options.pop("params", None)
-            self.optimizer = cls(self._groups(), **options)
+            with _as_arguments():
+                cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+                options.pop("params", None)
+                self.optimizer = cls(self._groups(), **options)
         return self.optimizer
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's; what a schedule lacks is said in a sentence."""
+        with _as_arguments():
+            return super().create_scheduler(*args, **kwargs)
 
     def _groups(self) -> list[dict[str, Any]]:
         decayed = set(self.get_decay_parameter_names(self.model))
@@ -100,6 +107,15 @@ class ExitTrainer(Trainer):  # type: ignore[misc]
         for group, rate, share in zip(self.optimizer.param_groups, rates, shares, strict=True):
             group.update(initial_lr=rate, lr=rate * share)
         self.lr_scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]  # what logs tell
+
+
+@contextmanager
+def _as_arguments() -> Iterator[None]:
+    """Complaints about an optimiser or a schedule are about the arguments that named it."""
+    try:
+        yield
+    except (ImportError, ValueError, TypeError) as error:
+        raise KnobError(f"training arguments: {str(error).strip().splitlines()[0]}") from error
 
 
 def _check_number(what: str, value: float, where: str) -> None:
