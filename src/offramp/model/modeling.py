@@ -77,7 +77,8 @@ class EarlyExitMixin:
         self.problem_type: ProblemType = self.config.problem_type or "single_label_classification"
         self.settings = settings
         self.stages: tuple[Stage, ...] = make_stages(parts.num_layers, settings.layers, settings.members)
-        uses_pooler = settings.pooling == "backbone" and not head_class(settings.head).own_pooler
+        self._own_pooler = head_class(settings.head).own_pooler  # once: it looks for the head's file
+        uses_pooler = settings.pooling == "backbone" and not self._own_pooler
         around = Surroundings(
             hidden_size=parts.hidden_size,
             pooled_size=parts.pooled_size if uses_pooler else parts.hidden_size,
@@ -145,7 +146,7 @@ class EarlyExitMixin:
         """One vector a text, as the settings say: [B, L, H] -> [B, pooled size]."""
         if self.settings.pooling != "backbone":
             return pool_tokens(hidden, lengths, self.settings.pooling)
-        if head_class(self.settings.head).own_pooler:
+        if self._own_pooler:
             return pool_tokens(hidden, lengths, "cls")
         return parts.pool(hidden, lengths)
 
@@ -293,7 +294,7 @@ class EarlyExitMixin:
         """All that ``pool`` reads: [B, L, H] -> [B, H]. As a text of one token it is pooled to the same."""
         if self.settings.pooling != "backbone":
             return pool_tokens(hidden, lengths, self.settings.pooling)
-        if head_class(self.settings.head).own_pooler:
+        if self._own_pooler:
             return pool_tokens(hidden, lengths, "cls")
         return parts.summary(hidden, lengths)
 
