@@ -44,6 +44,8 @@ def load(
     batch_size: int = 32,
     threads: int | None = None,
     lanes: int = 1,
+    compile: bool = False,
+    attention: str | None = None,
     monitor: Monitor | None = None,
 ) -> Classifier:
     """Load a run folder.
@@ -59,13 +61,19 @@ def load(
         threads: of exported graphs; None: one for every core.
         lanes: batches of exported graphs that are computed side by side, sharing the threads out among them. One lane
             answers a single text soonest; with as many lanes as threads the most texts are answered in a given time.
+        compile: with torch, let ``torch.compile`` make code of each stage when it is first run, which takes minutes
+            once; for many texts.
+        attention: with torch, what computes it, as ``attn_implementation`` of transformers: ``eager``, ``sdpa``,
+            ``flash_attention_2``, a kernel of the hub, ... None: transformers' choice.
         monitor: watches the operating point that is used first, warns where the texts change or the promise does not
             hold, and falls back (docs/drift.md). From then on every call must mean that operating point.
 
     Raises:
         RunError: the folder is no run, is damaged, or was written by a newer offramp; or its export is or was.
         MissingExtraError: the runtime is not installed.
-        KnobError: no such runtime or dtype, or more threads than cores, or lanes than threads; or lanes with a monitor.
+        KnobError: no such runtime or dtype, or more threads than cores, or lanes than threads; or lanes with a monitor;
+            or compile or attention of another runtime than torch; or attention that is not installed.
+        UnsupportedError: attention by another implementation than the one that the model's family has.
     """
     if monitor is not None and lanes != 1:
         raise KnobError("a monitor sees one batch after the other: leave lanes out, or the monitor")
@@ -73,7 +81,10 @@ def load(
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise KnobError(f"{name} must be a whole number of 1 or more, not {count!r}")
     run = Run.open(folder)
-    opened = open_runtime(run.folder, runtime, device=device, dtype=dtype, threads=threads, lanes=lanes)
+    opened = open_runtime(
+        run.folder, runtime, device=device, dtype=dtype, threads=threads, lanes=lanes, compile=compile,
+        attention=attention,
+    )  # fmt: skip
     return Classifier(run, opened, batch_size=batch_size, lanes=lanes, monitor=monitor)
 
 

@@ -132,10 +132,30 @@ def test_speedup_is_reached_on_dev(cli: Cli, trained: Path, texts_file: Path) ->
         (["--dtype", "float64"], "dtype must be one of"),
         (["--dtype", "int8"], "has no int8 export: run `offramp export"),
         (["--runtime", "onxn"], "no runtime is called 'onxn'"),
+        (["--attention", "abacus"], "attention 'abacus' cannot be used here"),
     ],
 )
 def test_what_cannot_be_asked_for(cli: Cli, trained: Path, options: list[str], message: str) -> None:
     assert message in cli("predict", trained, "text", *options).error
+
+
+def test_what_torch_alone_can_do_reaches_it(
+    cli: Cli, trained: Path, toy_data: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from offramp.runtimes.torch import TorchRuntime
+
+    asked = []
+    from_folder = TorchRuntime.from_folder
+
+    def spy(folder: Path, *, compile: bool, attention: str | None, **options: Any) -> TorchRuntime:
+        asked.append((compile, attention))
+        return from_folder(folder, attention=attention, **options)
+
+    monkeypatch.setattr(TorchRuntime, "from_folder", spy)
+    options = ("--compile", "--attention", "eager")
+    assert cli("predict", trained, *options, "a gem of a film").status == 0
+    assert cli("evaluate", trained, "--data", toy_data(), "--rounds", 0, *options).status == 0
+    assert asked == [(True, "eager")] * 2
 
 
 def test_knobs_of_a_rule_that_is_not_a_threshold(cli: Cli, number_run: Path) -> None:

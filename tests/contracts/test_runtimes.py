@@ -51,6 +51,8 @@ class Case:
     """With ``family``: not torch, but its export: ``float32``, or how int8 is made."""
     served_by: str = "onnx"
     """What serves the export."""
+    compile: bool = False
+    """TorchRuntime: by ``torch.compile``."""
 
     @property
     def dtype(self) -> str:
@@ -83,6 +85,7 @@ RUNTIMES: Mapping[str, Case] = {
     "torch-albert-last-head": Case(atol=NEAR, family="albert", exits=DISTANT | {"layers": (2,), "last_exit": "head"}),
     "torch-multi-label": Case(atol=NEAR, family="bert", config={"problem_type": MULTI}),
     "torch-regression": Case(atol=NEAR, family="distilbert", config={"problem_type": REGRESSION, "num_labels": 1}),
+    "torch-compile": Case(atol=NEAR, family="bert", exits=DISTANT | {"layers": (1,)}, token_types=True, compile=True),
     "onnx-bert": Case(atol=NEAR, family="bert", exits=DISTANT, token_types=True, export="float32"),
     "onnx-modernbert": Case(atol=NEAR, family="modernbert", exits=DISTANT | {"pooling": "mean"}, export="float32"),
     "onnx-deberta-v2": Case(atol=NEAR, family="deberta-v2", exits=ATTENTIVE, export="float32"),
@@ -130,6 +133,7 @@ LONG = {
     "torch-deberta-v2",
     "torch-mpnet",
     "torch-albert-last-head",
+    "torch-compile",
     "onnx-modernbert",
     "onnx-deberta-v2",
     "openvino-mpnet-memory",
@@ -188,7 +192,7 @@ def runtime(case, model, exported) -> Runtime:
         return open_runtime(exported, case.served_by, dtype=case.dtype, threads=1)
     from offramp.runtimes.torch import TorchRuntime
 
-    return TorchRuntime(model)
+    return TorchRuntime(model, compile=case.compile)
 
 
 def single_rule(case: Case, problem_type: Any) -> Scored | None:

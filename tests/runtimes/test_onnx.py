@@ -74,6 +74,8 @@ def test_int8_first_then_float32_then_torch(copy: Path) -> None:
     assert load(copy, runtime="onnx", dtype="float32").runtime.info.name == "onnx"
     assert open_runtime(copy, "torch").info.name == "torch"
     assert open_runtime(copy, dtype="bfloat16").info.dtype == "bfloat16"
+    assert open_runtime(copy, attention="eager").info.name == "torch"  # only there it means anything
+    assert open_runtime(copy, compile=True).info.name == check_installed(None, copy, compile=True) == "torch"
     shutil.rmtree(copy / "onnx" / "int8")
     assert (load(copy).runtime.info.name, load(copy).runtime.info.dtype) == ("onnx", "float32")
     shutil.rmtree(copy / "onnx")

@@ -20,9 +20,10 @@ from tqdm import tqdm
 from offramp.errors import KnobError
 
 __all__ = [
-    "BatchSize", "Columns", "Confidence", "Device", "Dtype", "FullDepth", "Json", "KnobValues", "LabelColumn", "Lanes",
-    "MaxLayers", "MaxRisk", "RiskKind", "RunFolder", "RuntimeName", "Speedup", "Threads", "Threshold", "console",
-    "parse_knobs", "parse_settings", "print_json", "progress", "quiet_transformers", "show", "split_columns",
+    "Attention", "BatchSize", "Columns", "Compile", "Confidence", "Device", "Dtype", "FullDepth", "Json", "KnobValues",
+    "LabelColumn", "Lanes", "MaxLayers", "MaxRisk", "RiskKind", "RunFolder", "RuntimeName", "Speedup", "Threads",
+    "Threshold", "console", "parse_knobs", "parse_settings", "print_json", "progress", "quiet_transformers", "show",
+    "split_columns",
 ]  # fmt: skip
 
 RunFolder = Annotated[Path, typer.Argument(help="Run folder that `offramp train` wrote.", metavar="RUN")]
@@ -45,6 +46,16 @@ Lanes = Annotated[
         metavar="N",
         help="Batches of exported graphs computed side by side; as many as threads answer the most texts.",
         min=1,
+    ),
+]
+Compile = Annotated[
+    bool,
+    typer.Option("--compile", help="With torch: torch.compile makes code of each stage, in minutes when first run."),
+]
+Attention = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="With torch: eager, sdpa, flash_attention_2, ...; by default transformers' choice."
     ),
 ]
 RuntimeName = Annotated[

@@ -9,8 +9,10 @@ from rich.table import Table
 
 from offramp.cli import app
 from offramp.cli.common import (
+    Attention,
     BatchSize,
     Columns,
+    Compile,
     Confidence,
     Device,
     Dtype,
@@ -59,6 +61,8 @@ def evaluate(
     runtime: RuntimeName = None,
     threads: Threads = None,
     lanes: Lanes = 1,
+    compile: Compile = False,
+    attention: Attention = None,
     as_json: Json = False,
 ) -> None:
     """Measure an operating point: scores, layer speed-up, and wall-clock speed-up against full depth."""
@@ -69,11 +73,12 @@ def evaluate(
     from offramp.runtimes import check_installed
     from offramp.training.data import load_examples
 
-    if check_installed(runtime, run, device=device, dtype=dtype) == "torch":
+    if check_installed(runtime, run, device=device, dtype=dtype, compile=compile, attention=attention) == "torch":
         quiet_transformers()
     classifier = load(
-        run, runtime=runtime, device=device, dtype=dtype, batch_size=batch_size, threads=threads, lanes=lanes
-    )
+        run, runtime=runtime, device=device, dtype=dtype, batch_size=batch_size, threads=threads, lanes=lanes,
+        compile=compile, attention=attention,
+    )  # fmt: skip
     setting = classifier.setting(
         threshold=threshold, speedup=speedup, max_layers=max_layers, full_depth=full_depth, knobs=parse_knobs(knob),
         max_risk=max_risk, risk=risk, confidence=confidence,

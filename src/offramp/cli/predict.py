@@ -12,8 +12,10 @@ import typer
 
 from offramp.cli import app
 from offramp.cli.common import (
+    Attention,
     BatchSize,
     Columns,
+    Compile,
     Confidence,
     Device,
     Dtype,
@@ -71,6 +73,8 @@ def predict(
     runtime: RuntimeName = None,
     threads: Threads = None,
     lanes: Lanes = 1,
+    compile: Compile = False,
+    attention: Attention = None,
     monitor: Annotated[
         bool, typer.Option("--monitor", help="Say where texts are not like those of the calibration any more.")
     ] = False,
@@ -96,7 +100,7 @@ def predict(
 
     if texts and input is not None:
         raise KnobError("give texts or --input, not both")
-    if check_installed(runtime, run, device=device, dtype=dtype) == "torch":
+    if check_installed(runtime, run, device=device, dtype=dtype, compile=compile, attention=attention) == "torch":
         quiet_transformers()
     watched = monitor or shadow_every is not None
     if false_alarms is not None and not watched:
@@ -104,6 +108,7 @@ def predict(
     alarms: dict[str, Any] = {} if false_alarms is None else {"false_alarms": false_alarms}
     classifier = load(
         run, runtime=runtime, device=device, dtype=dtype, batch_size=batch_size, threads=threads, lanes=lanes,
+        compile=compile, attention=attention,
         monitor=Monitor(shadow_every=shadow_every, **alarms) if watched else None,
     )  # fmt: skip
     setting = classifier.setting(

@@ -77,7 +77,8 @@ class EarlyExitMixin:
         self.problem_type: ProblemType = self.config.problem_type or "single_label_classification"
         self.settings = settings
         self.stages: tuple[Stage, ...] = make_stages(parts.num_layers, settings.layers, settings.members)
-        uses_pooler = settings.pooling == "backbone" and not head_class(settings.head).own_pooler
+        self._own_pooler = head_class(settings.head).own_pooler  # once: it looks for the head's file
+        uses_pooler = settings.pooling == "backbone" and not self._own_pooler
         around = Surroundings(
             hidden_size=parts.hidden_size,
             pooled_size=parts.pooled_size if uses_pooler else parts.hidden_size,
@@ -152,7 +153,7 @@ class EarlyExitMixin:
             raise UnsupportedError("every exit weighs the tokens by itself: there is no one vector a text")
         if pooling != "backbone":
             return pool_tokens(hidden, lengths, pooling)
-        if head_class(self.settings.head).own_pooler:
+        if self._own_pooler:
             return pool_tokens(hidden, lengths, "cls")
         return parts.pool(hidden, lengths)
 
@@ -299,7 +300,7 @@ class EarlyExitMixin:
 
     def summary(self, parts: Cut, hidden: Tensor, lengths: Tensor) -> Tensor:
         """All that ``pool`` reads: [B, L, H] -> [B, H]. As a text of one token it is pooled to the same."""
-        if self.settings.pooling == "backbone" and not head_class(self.settings.head).own_pooler:
+        if self.settings.pooling == "backbone" and not self._own_pooler:
             return parts.summary(hidden, lengths)
         return self.pool(parts, hidden, lengths)
 

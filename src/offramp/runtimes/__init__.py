@@ -44,6 +44,8 @@ def open_runtime(
     dtype: str | None = None,
     threads: int | None = None,
     lanes: int = 1,
+    compile: bool = False,
+    attention: str | None = None,
 ) -> Runtime:
     """Load a run folder into a runtime.
 
@@ -54,17 +56,24 @@ def open_runtime(
         dtype: ``float32``, ``int8``, ``bfloat16`` or ``float16``; None: the fastest that was exported, or float32.
         threads: of exported graphs; None: one for every core.
         lanes: batches of exported graphs that are computed side by side, sharing the threads out among them.
+        compile: let ``torch.compile`` make code of each stage when it is first run; of torch.
+        attention: what computes it, as ``attn_implementation`` of transformers; of torch. None: transformers' choice.
 
     Raises:
-        KnobError: no such runtime, or one that has no such dtype, or more threads than cores, or lanes than threads.
+        KnobError: no such runtime, or one that has no such dtype, or more threads than cores, or lanes than threads; or
+            compile or attention of another runtime than torch; or attention that is not installed.
+        UnsupportedError: attention by another implementation than the one that the model's family has.
         MissingExtraError: it is not installed.
         RunError: the folder is no run, or damaged; or its export is, or was made of other weights.
     """
-    name, dtype = _chosen(Path(folder), name, device, dtype)
+    torch_only = compile or attention is not None
+    name, dtype = _chosen(Path(folder), name, device, dtype, torch_only=torch_only)
     check_installed(name)
     if name in _EXPORTED:
         if device not in (None, "cpu"):
             raise KnobError(f"runtime {name} runs on the CPU, not on {device!r}: leave device out, or take torch")
+        if torch_only:
+            raise KnobError(f"compile and attention are of runtime torch, not of {name}: leave them out, or take torch")
         return _exported(Path(folder), name, dtype, threads, lanes)
     if threads is not None:
         raise KnobError("threads are set for exported graphs; torch takes OMP_NUM_THREADS from the environment")
@@ -72,7 +81,7 @@ def open_runtime(
         raise KnobError("lanes are for exported graphs (`offramp export`): torch computes one batch after the other")
     from offramp.runtimes.torch import TorchRuntime
 
-    return TorchRuntime.from_folder(folder, device=device, dtype=dtype)
+    return TorchRuntime.from_folder(folder, device=device, dtype=dtype, compile=compile, attention=attention)
 
 
 def _exported(folder: Path, name: str, dtype: str, threads: int | None, lanes: int) -> Runtime:
@@ -94,10 +103,13 @@ def check_installed(
     *,
     device: str | None = None,
     dtype: str | None = None,
+    compile: bool = False,
+    attention: str | None = None,
 ) -> str:
     """The runtime that ``open_runtime`` would take; complain now where it does not exist or is not installed."""
     if name is None:
-        name, _ = _chosen(None if folder is None else Path(folder), None, device, dtype)
+        torch_only = compile or attention is not None
+        name, _ = _chosen(None if folder is None else Path(folder), None, device, dtype, torch_only=torch_only)
     if name not in ("torch", *_EXPORTED):
         raise KnobError(f"no runtime is called {name!r}: there are torch, {', '.join(_EXPORTED)}")
     if name == "torch":
@@ -109,11 +121,13 @@ def check_installed(
     return name
 
 
-def _chosen(folder: Path | None, name: str | None, device: str | None, dtype: str | None) -> tuple[str, str]:
+def _chosen(
+    folder: Path | None, name: str | None, device: str | None, dtype: str | None, *, torch_only: bool
+) -> tuple[str, str]:
     """Runtime and dtype, where one or both were left open."""
     if name is not None and name not in _EXPORTED:
         return name, dtype or "float32"
-    if name is None and (device not in (None, "cpu") or folder is None):
+    if name is None and (torch_only or device not in (None, "cpu") or folder is None):
         return "torch", dtype or "float32"
     if name is None and dtype not in (None, *_BY_ITSELF):
         return "torch", dtype  # bfloat16 and float16, unless a runtime was named with them

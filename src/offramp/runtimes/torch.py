@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,8 @@ import torch
 from torch import Tensor
 
 from offramp.errors import KnobError
+from offramp.model.attention import attend_by
+from offramp.model.backbone import Cut
 from offramp.model.modeling import load_early_exit
 from offramp.runtimes.base import Memory, RuntimeInfo
 from offramp.types import Array, Batch, ExitOutput, Stage
@@ -20,6 +24,9 @@ __all__ = ["TorchRuntime"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+_Layers = Callable[[Tensor, Tensor], Tensor]
+_Exit = Callable[[Tensor, Tensor, Memory], tuple[ExitOutput, Memory]]
+
 
 class TorchRuntime:
     """Runs an early-exit model of ``offramp.model``.
@@ -27,17 +34,39 @@ class TorchRuntime:
     Args:
         model: as ``add_exits`` or ``load_early_exit`` returned it; put into eval mode.
         device: ``cpu``, ``cuda``, ``cuda:1``; None: where the model is.
+        compile: let ``torch.compile`` make code of each stage's layers and of each exit, at their first calls: once for
+            a row alone and once for several, whatever their number and length.
+        attention: what computes it, as ``attn_implementation`` of transformers (the model is changed); None: as it is.
+
+    Raises:
+        UnsupportedError: attention by another implementation than the one that the family has.
+        KnobError: attention that is not installed, or cannot serve this model.
     """
 
-    def __init__(self, model: torch.nn.Module, *, device: str | torch.device | None = None) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        *,
+        device: str | torch.device | None = None,
+        compile: bool = False,
+        attention: str | None = None,
+    ) -> None:
         self.model = model.eval() if device is None else model.eval().to(device)
+        if attention is not None:
+            attend_by(self.model, attention)
         self._cuts = self.model.cuts()  # type: ignore[operator]
+        stages: tuple[Stage, ...] = self.model.stages  # type: ignore[assignment]
+        parts = list(zip(self._cuts, stages, strict=True))
+        layers = [partial(_run_layers, self.model, *each) for each in parts]
+        exits = [partial(_ask_exit, self.model, *each) for each in parts]
+        self._layers: list[_Layers] = [_compiled(each) if compile else each for each in layers]
+        self._exits: list[_Exit] = [_compiled(each) if compile else each for each in exits]
         parameter = next(self.model.parameters())
         self.device = parameter.device
         dtype = str(parameter.dtype).removeprefix("torch.")
         self._info = RuntimeInfo(
             name="torch",
-            stages=self.model.stages,  # type: ignore[arg-type]
+            stages=stages,
             problem_type=self.model.problem_type,  # type: ignore[arg-type]
             num_outputs=self.model.config.num_labels,  # type: ignore[arg-type, union-attr]
             dtype=dtype,
@@ -51,12 +80,21 @@ class TorchRuntime:
         )
 
     @classmethod
-    def from_folder(cls, folder: str | Path, *, device: str | None = None, dtype: str = "float32") -> TorchRuntime:
+    def from_folder(
+        cls,
+        folder: str | Path,
+        *,
+        device: str | None = None,
+        dtype: str = "float32",
+        compile: bool = False,
+        attention: str | None = None,
+    ) -> TorchRuntime:
         """Load a run folder. ``device`` None: a GPU where there is one.
 
         Raises:
             RunError: the folder is no run, or damaged.
-            KnobError: a dtype this runtime does not have, or a device this machine does not.
+            UnsupportedError: attention by another implementation than the one that the family has.
+            KnobError: a dtype this runtime does not have, or a device or attention that this machine does not.
         """
         if dtype not in _DTYPES:
             raise KnobError(f"dtype must be one of {', '.join(_DTYPES)}, not {dtype!r}")
@@ -68,7 +106,8 @@ class TorchRuntime:
         except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without CUDA
             reason = str(error).splitlines()[0].partition(". ")[0]  # torch goes on to list all that it was built for
             raise KnobError(f"device {device!r} cannot be used here ({reason}): leave it out, or give cpu") from None
-        return cls(load_early_exit(folder, dtype=_DTYPES[dtype]), device=device)
+        model = load_early_exit(folder, dtype=_DTYPES[dtype])
+        return cls(model, device=device, compile=compile, attention=attention)
 
     @property
     def info(self) -> RuntimeInfo:
@@ -88,19 +127,23 @@ class TorchRuntime:
 
     @torch.inference_mode()
     def run(self, stage: Stage, hidden: Tensor, batch: Batch, active: Array | None = None) -> Tensor:
-        """The layers of one stage."""
-        parts = self._cuts[stage.index]
+        """The layers of one stage.
+
+        Raises:
+            KnobError: it was to be compiled, and cannot be on this machine.
+        """
         if stage.starts_from == "inputs":
-            hidden = parts.embed(batch.tokens, batch.lengths, batch.token_types)
-        return self.model.run_stage(parts, stage, hidden, batch.lengths)  # type: ignore[operator, no-any-return]
+            hidden = self._cuts[stage.index].embed(batch.tokens, batch.lengths, batch.token_types)
+        return self._layers[stage.index](hidden, batch.lengths)
 
     @torch.inference_mode()
     def exit(self, stage: Stage, hidden: Tensor, batch: Batch, memory: Memory) -> tuple[ExitOutput, Memory]:
-        """What the exit after a stage says, in float32."""
-        parts = self._cuts[stage.index]
-        output, memory = self.model.run_exit(parts, stage, hidden, batch.lengths, memory)  # type: ignore[operator]
-        extras = {name: value.float() for name, value in output.extras.items()}
-        return ExitOutput(output.logits.float(), extras), memory
+        """What the exit after a stage says, in float32.
+
+        Raises:
+            KnobError: it was to be compiled, and cannot be on this machine.
+        """
+        return self._exits[stage.index](hidden, batch.lengths, memory)
 
     def send(self, array: Array) -> Tensor:
         """An array of the host on this device; see ``runtimes.base.Defers``."""
@@ -120,3 +163,49 @@ class TorchRuntime:
             return host.numpy()
 
         return wait
+
+
+def _run_layers(model: Any, parts: Cut, stage: Stage, hidden: Tensor, lengths: Tensor) -> Tensor:
+    """The layers of one stage."""
+    after: Tensor = model.run_stage(parts, stage, hidden, lengths)
+    return after
+
+
+def _ask_exit(
+    model: Any, parts: Cut, stage: Stage, hidden: Tensor, lengths: Tensor, memory: Memory
+) -> tuple[ExitOutput, Memory]:
+    """What the exit after one stage says."""
+    output, memory = model.run_exit(parts, stage, hidden, lengths, memory)
+    extras = {name: value.float() for name, value in output.extras.items()}
+    return ExitOutput(output.logits.float(), extras), memory
+
+
+def _compiled(call: partial[Any]) -> Callable[..., Any]:
+    """A stage's layers or its exit, compiled when first called.
+
+    There is one graph for all batches, and one each for those of one row, of one token or of both: torch takes a size
+    of 1 for a constant. Where a first batch has as many rows as tokens there is one more, and of DeBERTa's layers too.
+    """
+    # torch counts by code object what it compiled, and gives up after eight: stages must not share one.
+    own = FunctionType(call.func.__code__.replace(), globals())
+    # Not fullgraph: what torch cannot compile (flash attention, a head that looks at numbers) runs between two graphs.
+    made = torch.compile(own, dynamic=True)
+
+    def run(hidden: Tensor, lengths: Tensor, *memory: Memory) -> Any:
+        remembered = [{name: _copied(value) for name, value in each.items()} for each in memory]
+        try:
+            return made(*call.args, _copied(hidden), _copied(lengths), *remembered)
+        except torch._dynamo.exc.ShortenTraceback as error:  # what went wrong in making code
+            inner = getattr(error, "inner_exception", error)
+            reason = (str(inner).strip() or type(inner).__name__).splitlines()[0]
+            raise KnobError(
+                f"torch.compile cannot make code here ({reason}): install a C++ compiler (g++), for a GPU Triton, or "
+                "leave compile out"
+            ) from error
+
+    return run
+
+
+def _copied(array: Tensor) -> Tensor:
+    """Always of one kind: torch would compile anew for views, and for tensors not born in inference mode."""
+    return array.clone(memory_format=torch.contiguous_format)

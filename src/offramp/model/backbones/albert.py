@@ -32,7 +32,8 @@ class AlbertCut(Cut):
         return hidden
 
     def layer(self, index: int, hidden: Tensor, context: Context) -> Tensor:
-        passes, inner = divmod(index, self.config.inner_group_num)
+        together = self.config.inner_group_num
+        passes, inner = index // together, index % together  # torch.compile knows no divmod
         group = passes * self.config.num_hidden_groups // self.config.num_hidden_layers
         hidden = self.encoder.encoder.albert_layer_groups[group].albert_layers[inner](hidden, context.mask)
         return hidden
