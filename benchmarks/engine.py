@@ -29,14 +29,13 @@ from offramp.calibration.points import write_points
 from offramp.calibration.sweep import choose
 from offramp.choosing import Setting
 from offramp.cli.common import quiet_transformers
-from offramp.criteria import Criterion, make
+from offramp.criteria import make
 from offramp.engine.units import Finished, Unit
 from offramp.inputs.tokens import Encoded
 from offramp.pipeline import Classifier
 from offramp.runtimes.cpu import cores
-from offramp.traces.curves import curve
+from offramp.traces.curves import curve, slowest_knobs
 from offramp.traces.store import load_trace
-from offramp.traces.trace import Trace
 from offramp.training.data import load_examples
 
 RESULT = Path(__file__).parent / "results" / "engine.json"
@@ -101,13 +100,6 @@ def measured(folders: Mapping[str, Path], variant: Variant, texts: Sequence[Enco
     return found
 
 
-def just_fast_enough(trace: Trace, criterion: Criterion, speedup: float) -> dict[str, float]:
-    """Knobs of the slowest point that reaches a layer speed-up."""
-    points = curve(trace, criterion)
-    place = int(np.where(points.layer_speedup >= speedup, points.layer_speedup, np.inf).argmin())
-    return {name: float(values[place]) for name, values in points.knobs.items()}
-
-
 def prepared(run: Path, work: Path, variant: Variant, point: Any, texts: Sequence[Any]) -> dict[str, Path]:
     """The run twice: exported at full depth, and with the exits that pay at the operating point."""
     folders = {}
@@ -135,7 +127,9 @@ def main() -> None:
     texts = list(load_examples(given.data, classifier.task).texts)
     encoded = classifier.encode(texts)
     trace = load_trace(given.run / "traces" / "dev.safetensors")
-    point = choose(trace, make(given.criterion), knobs=just_fast_enough(trace, make(given.criterion), given.speedup))
+    point = choose(
+        trace, make(given.criterion), knobs=slowest_knobs(curve(trace, make(given.criterion)), given.speedup)
+    )
     result: dict[str, Any] = {**provenance(), "criterion": given.criterion, "speedup": given.speedup, "variants": {}}
     for variant in VARIANTS:
         if variant.name not in given.variants or not variant.there:

@@ -20,13 +20,13 @@ import numpy as np
 from offramp.bench.provenance import provenance, write_result
 from offramp.bench.wallclock import run_encoded, time_settings
 from offramp.calibration.compare import compare
-from offramp.calibration.sweep import choose
 from offramp.choosing import Setting
 from offramp.cli.common import quiet_transformers
 from offramp.criteria import make
 from offramp.errors import RunError
 from offramp.pipeline import load
 from offramp.run import Run
+from offramp.traces.curves import curve, slowest_knobs
 from offramp.traces.store import load_trace
 from offramp.training.data import load_examples
 from offramp.training.train import Plan, train
@@ -76,8 +76,7 @@ def time_run(run: Path, data: str) -> list[dict[str, Any]]:
     trace = load_trace(run / "traces" / "dev")
     settings = {"full depth": classifier.setting(full_depth=True)}
     for target in SPEEDUPS:
-        point = choose(trace, make("entropy"), speedup=target)
-        settings[f"{target:g}x"] = Setting(make("entropy"), point.knobs, "dev")
+        settings[f"{target:g}x"] = Setting(make("entropy"), slowest_knobs(curve(trace, make("entropy")), target), "dev")
     timings = time_settings(classifier, encoded, settings, rounds=ROUNDS)
     rows = []
     for name, setting in settings.items():

@@ -24,6 +24,7 @@ from offramp.traces.curves import (
     oracle,
     resamples,
     score_at_speedup,
+    slowest_knobs,
     static_exits,
     thresholds,
 )
@@ -258,6 +259,13 @@ def line(fraction: list[float], score: list[float], first: float = 0.0, last: fl
         metric="accuracy",
         ends=((0.25, first), (1.0, last)),
     )
+
+
+def test_the_slowest_that_is_fast_enough() -> None:
+    points = line([1.0, 0.5, 0.4, 0.25], [0.9, 0.8, 0.85, 0.4])
+    assert [slowest_knobs(points, speedup)["threshold"] for speedup in (1, 1.2, 2, 2.1, 4)] == [0, 1, 1, 2, 3]
+    with pytest.raises(KnobError, match=r"no point of entropy reaches 5x: the fastest 4\.00x"):
+        slowest_knobs(points, 5)
 
 
 def test_score_at_a_speedup() -> None:

@@ -39,8 +39,12 @@ __all__ = ["Counts", "Engine"]
 
 _Int = npt.NDArray[np.int64]
 
-_CPU_TOKENS = 128.0
-"""Tokens with which a batch goes on where nobody measured what a stage costs."""
+_CPU_TOKENS = 600.0
+"""Tokens with which a batch goes on where nobody measured what a stage costs: torch on a CPU.
+
+Between two stages of it Python is cold and takes several times what it takes in a loop of its own, which is all that
+``measure_cost`` could see; so this is read off whole runs (docs/performance.md).
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +102,7 @@ class Engine:
             and more memory: rows in flight times length times width.
         go_on: tokens with which the survivors of a batch go on at once, as they are; infinity: they always wait for
             company. None: by what a stage costs, where the runtime says; or else what is right on a CPU, where a token
-            costs the same in any batch of more than about a hundred (docs/performance.md).
+            costs the same in any batch of more than some hundreds (docs/performance.md).
         lanes: batches that ``run`` and ``run_in_order`` compute side by side, each by a thread of its own.
         ahead: batches that are queued before the host reads what an exit said of one. They wait for nothing, and no
             text computes more for it. None: one where the runtime defers, or else none.

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.criteria.base import Criterion, Knob, Scored
-from offramp.errors import UnsupportedError
+from offramp.errors import KnobError, UnsupportedError
 from offramp.traces.replay import Outcome, replay, running_minimum, scores
 from offramp.traces.tally import Tally, make_tally
 from offramp.traces.trace import Trace
@@ -32,6 +32,7 @@ __all__ = [
     "oracle",
     "resamples",
     "score_at_speedup",
+    "slowest_knobs",
     "static_exits",
     "thresholds",
 ]
@@ -291,6 +292,20 @@ def score_at_speedup(curve: Curve, speedup: float) -> float | None:
     if not curve.layer_fraction.min() - 1e-12 <= fraction <= 1:
         return None
     return float(_interpolate(curve.layer_fraction, curve.score, np.array([fraction]))[0])
+
+
+def slowest_knobs(curve: Curve, speedup: float) -> dict[str, float]:
+    """Knobs of the slowest point that reaches a layer speed-up.
+
+    Raises:
+        KnobError: none does.
+    """
+    if not (curve.layer_speedup >= speedup).any():
+        raise KnobError(
+            f"no point of {curve.criterion} reaches {speedup:g}x: the fastest {curve.layer_speedup.max():.2f}x"
+        )
+    place = int(np.where(curve.layer_speedup >= speedup, curve.layer_speedup, np.inf).argmin())
+    return {name: float(values[place]) for name, values in curve.knobs.items()}
 
 
 def area(curve: Curve) -> float:
