@@ -55,9 +55,7 @@ def train(
     ] = None,
     pooling: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME", help="cls, mean, attention or backbone; by default as the encoder was pretrained."
-        ),
+        typer.Option(metavar="NAME", help="cls, mean, attention or backbone; by default as recipe or encoder has it."),
     ] = None,
     shared_head: Annotated[bool, typer.Option("--shared-head", help="One head for all early exits.")] = False,
     last_exit: Annotated[

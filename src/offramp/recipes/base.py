@@ -97,7 +97,7 @@ class Recipe:
     """Training arguments (transformers' names) that differ from ``offramp.training.arguments``'s defaults."""
     pooling: Pooling | None = None
     """What its early exits read, unless a training says otherwise; None: as the encoder was pretrained to be read. Of
-    ``offramp train`` and ``attach``, and of no paper: the comparison gives every recipe the same."""
+    ``offramp train``, and of no paper: the comparison gives every recipe the same."""
     exit_epochs: float = 0.0
     """Epochs that its exits learn alone afterwards, on the frozen encoder, unless a training says otherwise; of many
     rows fewer. Of ``offramp train``, and of no paper: the comparison does without."""
