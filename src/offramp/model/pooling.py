@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from offramp.errors import KnobError
 from offramp.types import Pooling
 
-__all__ = ["AttentionPool", "check_pooling", "pool_tokens"]
+__all__ = ["AttentionPool", "check_pooling", "pool_tokens", "weighed"]
 
 
 def check_pooling(pooling: str) -> None:
@@ -44,11 +44,15 @@ class AttentionPool(nn.Module):
 
     def forward(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         """[B, L, H], [B] -> [B, H]. Padding is on the right."""
-        hidden, padding = _without_padding(hidden, lengths)
-        scores = (hidden @ self.query[:, None]).squeeze(-1)
-        weights = scores.masked_fill(padding, -math.inf).softmax(dim=-1)
-        pooled: Tensor = (weights[:, None] @ hidden).squeeze(1)
-        return pooled
+        return weighed(hidden, (hidden @ self.query[:, None]).squeeze(-1), lengths)
+
+
+def weighed(hidden: Tensor, scores: Tensor, lengths: Tensor) -> Tensor:
+    """The mean over unpadded tokens, weighed by the softmax of their scores: [B, L, H], [B, L], [B] -> [B, H]."""
+    hidden, padding = _without_padding(hidden, lengths)
+    weights = scores.masked_fill(padding, -math.inf).softmax(dim=-1)
+    pooled: Tensor = (weights[:, None] @ hidden).squeeze(1)
+    return pooled
 
 
 def _without_padding(hidden: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.model.heads.base import Head, HeadOutput, Reader, Surroundings, make_dropout
+from offramp.model.pooling import weighed
 from offramp.model.prototypes import Prototypes
 from offramp.settings import check_choice, check_number
 
@@ -49,10 +50,7 @@ class TokenAttention(nn.Module):
         self.project = nn.Linear(hidden_size, width)
 
     def forward(self, hidden: Tensor, lengths: Tensor) -> Tensor:
-        padding = torch.arange(hidden.shape[1], device=hidden.device) >= lengths[:, None]
-        weights = self.score(hidden).squeeze(-1).masked_fill(padding, -math.inf).softmax(dim=-1)
-        mixed = torch.einsum("bl,blh->bh", weights, hidden.masked_fill(padding[:, :, None], 0.0))
-        projected: Tensor = self.project(mixed)
+        projected: Tensor = self.project(weighed(hidden, self.score(hidden).squeeze(-1), lengths))
         return projected
 
 
