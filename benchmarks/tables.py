@@ -467,12 +467,19 @@ def _profile(row: Result, scenario: str) -> str:
     ]  # fmt: skip
     cells = [
         f"{row['label']}, {scenario}",
-        ", ".join(map(str, made["exits"])) or "none",
+        _exits_after(made),
         f"{made['costs']['layer_ms']:.2f}",
         f"{made['costs']['exit_ms']:.2f}",
         *beside,
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _exits_after(made: Result) -> str:
+    """Layers with an exit; where nobody goes beyond the deepest of them, that is said."""
+    exits = ", ".join(map(str, made["exits"])) or "none"
+    capped = made["point"] is not None and "max_layers" in made["point"]["knobs"]
+    return f"{exits} (at the last of them all leave)" if capped else exits
 
 
 def limits(result: Result) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offramp.bench.exit_choice import Costs, choose_exits
+from offramp.bench.exit_choice import THRESHOLDS, Costs, _sets, choose_exits
 from offramp.criteria import make
 from offramp.errors import DataError
 from offramp.traces.replay import replay
@@ -64,7 +66,8 @@ def told_and_true(draws: int, max_lost: float) -> tuple[np.ndarray, np.ndarray]:
         )  # fmt: skip
         told.append(choice.held_out["lost"])
         knobs = {"threshold": 0.0} if choice.point is None else choice.point["knobs"]
-        answers = replay(others, make("entropy"), knobs).answers.argmax(axis=-1)
+        served = others.at_exits([*(layer - 1 for layer in choice.layers), others.num_exits - 1])
+        answers = replay(served, make("entropy"), knobs).answers.argmax(axis=-1)
         true.append(100 * (full_depth(others).mean() - (answers == others.labels).mean()))
     return np.array(told), np.array(true)
 
@@ -82,7 +85,7 @@ def test_what_is_told_is_within_what_was_allowed_and_not_too_kind() -> None:
 
 def test_a_chooser_that_looks_at_nothing_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The test above can fail: whoever lets everybody leave at once loses more."""
-    monkeypatch.setattr("offramp.bench.exit_choice._fastest", lambda tables, wanted: [(1, -1)] * len(wanted))
+    monkeypatch.setattr("offramp.bench.exit_choice._choose", lambda *given: (1, 0))  # the first exit, always
     told, _ = told_and_true(3, 50.0)
     monkeypatch.undo()
     assert told.mean() > 2.0
@@ -106,6 +109,35 @@ def test_exits_that_cost_more_than_they_save_go() -> None:
     cheap = choose_exits(given, full_depth(given), [make("entropy")], Costs(1.0, 0.0), max_lost=5, splits=5)
     dear = choose_exits(given, full_depth(given), [make("entropy")], Costs(1.0, 3.0), max_lost=5, splits=5)
     assert len(dear.layers) < len(cheap.layers)
+
+
+def test_deep_layers_that_add_nothing_are_never_reached() -> None:
+    """And the exits and threshold chosen cost what is told, when the criterion itself leaves by them."""
+    given = trace(600, exits=6)
+    logits = given.logits.copy()
+    logits[3:] = logits[2]
+    level = Trace(**{**given.__dict__, "logits": logits})
+    choice = choose_exits(level, full_depth(level), [make("entropy")], Costs(1.0, 0.02), max_lost=2, splits=10)
+    assert choice.point is not None
+    assert choice.point["knobs"]["max_layers"] == max(choice.layers) == 3
+    assert choice.held_out["lost"] <= 2
+    assert choice.held_out["layer_speedup"] > 2
+    served = level.at_exits([*(layer - 1 for layer in choice.layers), 5])
+    left = replay(served, make("entropy"), choice.point["knobs"]).exits
+    assert left.max() < len(choice.layers)
+    share = (served.lengths * (served.layers[left] / 6)).sum() / served.lengths.sum()
+    assert share + 0.02 * (left + 1).mean() / 6 == pytest.approx(choice.held_out["cost_fraction"], abs=0.02)
+
+
+def test_of_many_exits_only_small_sets_are_tried_and_all() -> None:
+    few, many = _sets(4, 1), _sets(12, 872 * THRESHOLDS)
+    assert len(few) == len(set(few)) == 2**4 - 2  # all but nothing, and the last alone, which is full depth
+    assert (11,) not in many
+    sizes = Counter(len(exits) for exits in many[:-1])
+    assert [sizes[size] for size in (2, 3, 4)] == [66, 220, 495]
+    assert max(sizes) == 4
+    assert many[-1] == tuple(range(12))
+    assert _sets(1, 1) == []
 
 
 def test_no_labels() -> None:

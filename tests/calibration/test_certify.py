@@ -139,6 +139,18 @@ def test_learn_then_test(name: str) -> None:
     assert np.mean([true for true, _ in found]) > (0.005 if name == "patience" else 0.02)  # and something is risked
 
 
+@pytest.mark.parametrize("name", ["entropy", "patience"])
+def test_a_depth_that_is_chosen_too(name: str) -> None:
+    """Deep exits that say what full depth says: capping is worth it, and the promise is kept."""
+    whole = usual(exits=6)
+    whole.logits[3:] = whole.logits[3]
+    found = risks_of(whole, certified(make(name), cap_depth=True))
+    assert violations(found) <= MOST
+    capped = certified(make(name), cap_depth=True)(whole)
+    assert capped.knobs["max_layers"] == 4.0
+    assert capped.measured["layer_speedup"] > certified(make(name))(whole).measured["layer_speedup"]
+
+
 def test_patience_and_threshold() -> None:
     found = risks_of(usual(600, exits=3), certified(make("patience_entropy"), max_points=4))
     assert violations(found) <= MOST
@@ -640,6 +652,7 @@ def test_names_say_what_makes_another_point(example: MakeTrace) -> None:
     rule = make("entropy")
     assert certify(trace, rule, max_risk=0.3).name == "entropy-disagreement-0.3-at-0.95"
     assert certify(int8, rule, max_risk=0.3).name == "entropy-disagreement-0.3-at-0.95-onnx-int8"
+    assert certify(trace, rule, max_risk=0.3, cap_depth=True).name == "entropy-disagreement-0.3-at-0.95-capped"
     beside = certify(int8, rule, max_risk=0.3, batch_invariant=False, forced="why").name
     assert beside == "entropy-disagreement-0.3-at-0.95-onnx-int8-at-batch-4-forced"
     assert certify(int8, rule, max_risk=0.3, name="mine").name == "mine"
@@ -649,6 +662,7 @@ def test_names_say_what_makes_another_point(example: MakeTrace) -> None:
         ({"speedup": 1.5, "risk": "error"}, "entropy-speedup-1.5-error"),
         ({"speedup": 1.5, "confidence": 0.9}, "entropy-speedup-1.5-at-0.9"),
         ({"max_drop": 40.0}, "entropy-max-drop-40"),
+        ({"max_drop": 40.0, "cap_depth": True}, "entropy-max-drop-40-capped"),
         ({"max_drop": 40.0, "metric": "f1", "risk": "error"}, "entropy-max-drop-40-f1-error"),
     ):
         assert choose_measured(trace, rule, **more).name == name  # type: ignore[arg-type]

@@ -23,10 +23,12 @@ MakeTrace = Callable[..., Trace]
 
 @pytest.mark.parametrize("name", ["entropy", "edr", "patience", "patience_entropy", "learned_stopping", "per_exit"])
 @pytest.mark.parametrize("about", ["disagreement", "error"])
-def test_candidates_by_replay(example: MakeTrace, name: str, about: str) -> None:
+@pytest.mark.parametrize("cap_depth", [False, True])
+def test_candidates_by_replay(example: MakeTrace, name: str, about: str, cap_depth: bool) -> None:
     tuning, other = example(units=80), example(units=50, seed=1)
     risk = make_risk(about, other)
-    found = candidates(tuning, variants(tuning, make(name), make_risk(about, tuning)), max_points=6)
+    found = candidates(tuning, variants(tuning, make(name), make_risk(about, tuning)), max_points=6,
+                       cap_depth=cap_depth)  # fmt: skip
     chosen = found.take(np.random.default_rng(0).permutation(len(found))[:40])
     sums, layers = chosen.run(other, risk)
     losses = chosen.losses(other, risk)
@@ -35,6 +37,19 @@ def test_candidates_by_replay(example: MakeTrace, name: str, about: str) -> None
         np.testing.assert_array_equal(losses[place], risk.of(other, outcome.answers))
         assert sums[place] == losses[place].sum()
         assert layers[place] == other.layers[outcome.exits].mean()
+
+
+def test_every_early_exit_is_tried_as_the_last_one(example: MakeTrace) -> None:
+    tuning = example(units=80)
+    rules = [make("entropy")]
+    whole, more = (candidates(tuning, rules, max_points=200, cap_depth=cap) for cap in (False, True))
+    caps = [knobs.get("max_layers") for knobs in more.knobs]
+    assert set(caps) == {None, 1.0, 2.0, 3.0}
+    assert len({caps.count(cap) for cap in caps}) == 1  # as many thresholds with each
+    assert len(whole) < len(more) <= 200 + 4
+    static = [place for place, knobs in enumerate(more.knobs) if knobs == {"threshold": 0.0, "max_layers": 2.0}]
+    layers = more.take(np.array(static)).run(tuning, make_risk("disagreement", tuning))[1]
+    assert layers.tolist() == [2.0]
 
 
 def test_what_is_tried(example: MakeTrace) -> None:

@@ -446,6 +446,21 @@ def test_numbers_take_a_loss_of_ones_own(
     assert "disagreement" not in said
 
 
+def test_the_depth_is_chosen_too(cli: Cli, run: Path) -> None:
+    """A point with ``max_layers``: nobody goes further, in the trace as in what is served."""
+    trace = load_trace(run / "traces" / "rows")
+    logits = trace.logits.copy()
+    logits[1:] = logits[1]  # nothing is gained beyond layer 2, and texts are never sure
+    save_trace(replace(trace, logits=logits), run / "traces" / "rows")
+    words = ("--max-risk", 0.05, "--criterion", "entropy", "--cap-depth", "--default", "--json")
+    point = calibrate(cli, run, *words).json["point"]
+    assert point["name"] == "entropy-disagreement-0.05-at-0.95-capped"
+    assert point["knobs"]["max_layers"] == 2
+    assert sum(count for layer, count in point["measured"]["exits"].items() if int(layer) > 2) == 0
+    lines = cli("predict", run, "a gem", "the town", "dull and cold").out.splitlines()
+    assert max(json.loads(line)["exit_layer"] for line in lines) <= 2
+
+
 @pytest.mark.parametrize("wish", ["--speedup", "--max-drop"])
 def test_numbers_have_speed_and_score_without_a_promise(
     cli: Cli, joint_run: Callable[[str], Path], toy_data: Callable[..., str], tmp_path: Path, wish: str

@@ -503,10 +503,14 @@ def test_a_text_alone_in_one_call_is_answered_as_by_the_stages(case, runtime, te
     values = scores(trace, rule)[:-1]
     stages = Counting(runtime)
     left = set()
-    for threshold in (*(middle(values, quantile) for quantile in (0.05, 0.3, 0.6)), *(0.0, 1.0)):
+    asked = [{"threshold": middle(values, quantile)} for quantile in (0.05, 0.3, 0.6)]
+    asked += [{"threshold": threshold} for threshold in (0.0, 1.0)]
+    asked += [{"threshold": 0.0, "max_layers": float(stage.layers)} for stage in runtime.info.stages]
+    asked += [{"threshold": middle(values, 0.1), "max_layers": float(runtime.info.stages[-2].layers)}]
+    for knobs in asked:
         engine = Engine(runtime, rule, pad_token=0, max_rows=1)
-        fast = list(engine.run_in_order([Unit(i, text) for i, text in enumerate(texts)], {"threshold": threshold}))
-        slow = reference(stages, rule, texts, {"threshold": threshold})
+        fast = list(engine.run_in_order([Unit(i, text) for i, text in enumerate(texts)], knobs))
+        slow = reference(stages, rule, texts, knobs)
         assert [(f.exit_layer, f.layers_executed, f.exit_index) for f in fast] == [
             (f.exit_layer, f.layers_executed, f.exit_index) for f in slow
         ]

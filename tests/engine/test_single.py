@@ -36,14 +36,14 @@ class Single(FakeRuntime):
         self.info = replace(self.info, single=score_name(Entropy()))
         self.calls: list[int] = []
 
-    def run_single(self, inputs: Mapping[str, Any], threshold: float) -> tuple[Any, int]:
+    def run_single(self, inputs: Mapping[str, Any], threshold: float, last: int) -> tuple[Any, int]:
         assert inputs["tokens"].shape[0] == 1
         hidden, batch = self.embed(inputs)
         memory: Mapping[str, Any] = {}
         for stage in self.info.stages:
             hidden = self.run(stage, hidden, batch)
             output, memory = self.exit(stage, hidden, batch, memory)
-            if stage.is_last or Entropy().score(stage, output)[0] < threshold:
+            if stage.index >= last or Entropy().score(stage, output)[0] < threshold:
                 self.calls.append(stage.index)
                 return output.logits, stage.index
         raise AssertionError
@@ -97,14 +97,13 @@ def test_batches_go_stage_by_stage_and_a_text_that_is_left_over_does_not() -> No
 @pytest.mark.parametrize(
     ("criterion", "knobs"),
     [
-        (Entropy(), {"threshold": 0.4, "max_layers": 2.0}),
         (Entropy(scale=(1.0, 2.0, 1.0, 1.0)), {"threshold": 0.4}),
         (Confidence(), {"threshold": 0.4}),
         (Patience(), {"patience": 2.0}),
         (Depth(), {}),
     ],
 )
-def test_other_criteria_and_caps_go_stage_by_stage(criterion: Criterion, knobs: Mapping[str, float]) -> None:
+def test_other_criteria_go_stage_by_stage(criterion: Criterion, knobs: Mapping[str, float]) -> None:
     runtime = Single()
     engine = Engine(runtime, criterion, pad_token=0, max_rows=1)
     assert answers(engine, knobs) == expected(criterion, knobs)
@@ -113,12 +112,16 @@ def test_other_criteria_and_caps_go_stage_by_stage(criterion: Criterion, knobs: 
     assert runtime.calls == []
 
 
-def test_a_cap_at_full_depth_is_none() -> None:
+@pytest.mark.parametrize("cap", [1, 2, 3, 4, 1000])
+def test_a_cap_is_kept_in_one_call_too(cap: int) -> None:
     runtime = Single()
     engine = Engine(runtime, Entropy(), pad_token=0, max_rows=1)
-    knobs = {"threshold": 0.4, "max_layers": 4.0}
+    knobs = {"threshold": 0.4, "max_layers": float(cap)}
     assert answers(engine, knobs) == expected(Entropy(), knobs)
-    assert len(runtime.calls) == len(TEXTS)
+    alone = Alone(runtime, Entropy(), knobs)
+    assert [alone.answer(unit).exit_layer for unit in UNITS] == [layer for _, layer, _ in expected(Entropy(), knobs)]
+    assert len(runtime.calls) == 2 * len(TEXTS)
+    assert max(runtime.calls) == min(cap, 4) - 1
 
 
 def test_lanes_take_texts_alone_too() -> None:

@@ -44,6 +44,12 @@ def test_where_nobody_leaves_only_the_last_stays() -> None:
     assert useful_exits(trace_of(np.zeros((3, 10))), Entropy(), {"threshold": 0.1}) == [2]
 
 
+def test_exits_beyond_the_last_that_anybody_reaches_go() -> None:
+    sure = np.zeros((5, 100))
+    sure[1, :50] = 9  # half leave after layer 2, all others after layer 3 without being sure
+    assert useful_exits(trace_of(sure), Confidence(), {"threshold": 0.1, "max_layers": 3}) == [1, 2, 4]
+
+
 def test_where_everybody_leaves_somewhere_all_stay() -> None:
     sure = np.zeros((3, 90))
     for e in range(3):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from offramp.criteria import Criterion, Scored, available, make
 from offramp.errors import DataError, KnobError, UnsupportedError
-from offramp.traces.replay import exits_at, replay, scores
+from offramp.traces.replay import cap_exits, exits_at, replay, scores
 from offramp.traces.trace import Trace
 from offramp.types import ExitOutput, ProblemType
 
@@ -57,7 +57,7 @@ def slow(trace: Trace, criterion: Criterion, knobs: dict[str, np.ndarray]) -> tu
             one = slice(unit, unit + 1)
             output = ExitOutput(trace.logits[e, one], {n: v[e, one] for n, v in trace.extras.items()})
             decision, state = criterion.step(stage, output, state, {n: v[one] for n, v in knobs.items()})
-            if decision.leave[0] or stage.is_last:
+            if decision.leave[0] or stage.is_last or stage.layers >= knobs["max_layers"][unit]:
                 exits.append(e)
                 answers[unit] = decision.answer[0]
                 break
@@ -76,6 +76,12 @@ def test_equals_one_unit_at_a_time(name: str, kind: ProblemType, data: st.DataOb
         value = st.integers(int(knob.low), int(high)) if knob.integer else st.floats(knob.low, high)
         drawn = data.draw(st.lists(value, min_size=trace.num_units, max_size=trace.num_units))
         knobs[knob_name] = np.array(drawn, dtype=np.float64)
+    caps = st.integers(1, int(trace.layers[-1]) + 1)
+    drawn = data.draw(st.lists(caps, min_size=trace.num_units, max_size=trace.num_units))
+    knobs["max_layers"] = np.array(drawn, dtype=np.float64)
+    assert cap_exits(trace, knobs["max_layers"]).tolist() == [
+        next((e for e, layer in enumerate(trace.layers) if layer >= cap), trace.num_exits - 1) for cap in drawn
+    ]
     outcome = replay(trace, criterion, knobs)
     exits, answers = slow(trace, criterion, knobs)
     assert outcome.exits.tolist() == exits

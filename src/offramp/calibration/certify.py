@@ -81,6 +81,7 @@ def certify(
     risk: str | Loss = "disagreement",
     expected: bool = False,
     fixed: Collection[str] = (),
+    cap_depth: bool = False,
     tuning_share: float = TUNING_SHARE,
     seed: int = 0,
     max_points: int = 200,
@@ -102,6 +103,7 @@ def certify(
         expected: keep the *expected* risk instead (conformal risk control): the mean over many calibrations is at
             most ``max_risk``, and any one of them may be above. The confidence is not used.
         fixed: names of settings that are not to be tuned.
+        cap_depth: try every early exit as the last that anybody reaches, too (the knob ``max_layers``).
         tuning_share: of the rows, for part A.
         seed: of the split.
         max_points: thresholds tried for each setting.
@@ -123,7 +125,10 @@ def certify(
     asked = make_risk(risk, trace)
     tuning, proving = halves(trace, share=tuning_share, seed=seed)
     _check_provable(proving.num_units, len(trace.lengths), max_risk, confidence, expected)
-    line, tuned = _line(tuning, criterion, asked, fixed, max_points)
+    tried = candidates(
+        tuning, variants(tuning, criterion, asked, fixed=fixed), max_points=max_points, cap_depth=cap_depth
+    )
+    line, tuned = _line(tuning, tried, asked)
     n = proving.num_units
     if expected:
         rising = np.maximum.accumulate(line.losses(proving, asked), axis=0)
@@ -155,8 +160,8 @@ def certify(
     if metric is not None or _is_no_mean(proving, outcome):
         measured |= _interval(proving, outcome, metric, confidence, seed)
     return _point(trace, rule, knobs, measured, promise, chosen_on,
-                  name or _name(criterion, promise) + _where(trace, batch_invariant), {"max_risk": max_risk},
-                  forced)  # fmt: skip
+                  name or _name(criterion, promise) + _how_deep(cap_depth) + _where(trace, batch_invariant),
+                  {"max_risk": max_risk}, forced)  # fmt: skip
 
 
 def choose_measured(
@@ -168,6 +173,7 @@ def choose_measured(
     confidence: float = CONFIDENCE,
     risk: str | Loss = "disagreement",
     fixed: Collection[str] = (),
+    cap_depth: bool = False,
     tuning_share: float = TUNING_SHARE,
     seed: int = 0,
     metric: str | None = None,
@@ -192,6 +198,7 @@ def choose_measured(
         confidence: of promise and interval.
         risk: that is bounded.
         fixed: names of settings that are not to be tuned.
+        cap_depth: as for ``certify``.
         tuning_share: of the rows, for part A.
         seed: of the split and the bootstrap.
         metric: by default the task's main one.
@@ -212,12 +219,12 @@ def choose_measured(
     wish: dict[str, float] = {k: v for k, v in {"speedup": speedup, "max_drop": max_drop}.items() if v is not None}
     if len(wish) != 1:
         raise KnobError("an operating point is chosen by exactly one of speedup, max_drop and max_risk")
-    rules = variants(tuning, criterion, asked, fixed=fixed)
+    tried = candidates(tuning, variants(tuning, criterion, asked, fixed=fixed), cap_depth=cap_depth)
     if speedup is not None:
-        rule, knobs = _fast_enough(tuning, rules, asked, speedup)
+        rule, knobs = _fast_enough(tuning, tried, asked, speedup)
     else:
         assert max_drop is not None
-        rule, knobs = _good_enough(told(tuning), rules, asked, max_drop, metric, confidence, seed)
+        rule, knobs = _good_enough(told(tuning), tried, asked, max_drop, metric, confidence, seed)
     outcome = replay(proving, rule, dict(knobs))
     promise = None
     if promised:
@@ -227,7 +234,7 @@ def choose_measured(
     if name is None:
         by = metric if max_drop is not None else None
         name = _wished(criterion, wish, by, asked.name if promised else None, confidence)
-        name += _where(trace, batch_invariant)
+        name += _how_deep(cap_depth) + _where(trace, batch_invariant)
     return _point(trace, rule, knobs, measured, promise, chosen_on, name, wish, forced)
 
 
@@ -258,18 +265,15 @@ def _departure(trace: Trace) -> Risk:
     return Risk("departure", loss, binary=False, needs_labels=False)
 
 
-def _fast_enough(
-    tuning: Trace, rules: list[Criterion], risk: Risk, speedup: float
-) -> tuple[Criterion, dict[str, float]]:
+def _fast_enough(tuning: Trace, tried: Candidates, risk: Risk, speedup: float) -> tuple[Criterion, dict[str, float]]:
     if not 1 <= speedup < math.inf:
         raise KnobError(f"a layer speed-up is 1 or more, not {speedup!r}")
-    tried = candidates(tuning, rules)
     losses, layers = tried.run(tuning, risk)
     reached = np.flatnonzero(layers <= tuning.num_layers / speedup + 1e-9)
     if len(reached) == 0:
         raise KnobError(
-            f"criterion {rules[0].name!r} reaches a layer speed-up of {tuning.num_layers / layers.min():.2f} at most "
-            f"on this data, not {speedup:g}: ask for less, or choose another criterion"
+            f"criterion {tried.rules[0].name!r} reaches a layer speed-up of {tuning.num_layers / layers.min():.2f} at "
+            f"most on this data, not {speedup:g}: ask for less, or choose another criterion"
         )
     best = reached[np.lexsort((-layers[reached], losses[reached]))[0]]
     return tried.rules[int(tried.rule[best])], tried.knobs[int(best)]
@@ -277,7 +281,7 @@ def _fast_enough(
 
 def _good_enough(
     tuning: Trace,
-    rules: list[Criterion],
+    tried: Candidates,
     risk: Risk,
     max_drop: float,
     metric: str | None,
@@ -290,7 +294,6 @@ def _good_enough(
     """
     if not max_drop >= 0:
         raise KnobError(f"a drop is 0 points or more, not {max_drop!r}")
-    tried = candidates(tuning, rules)
     losses, layers = tried.run(tuning, risk)
     line = in_order(losses, layers)
     line = line[np.unique(np.linspace(0, len(line) - 1, _WALKED).round().astype(np.int64))]
@@ -303,8 +306,8 @@ def _good_enough(
         best = place
     if best is None or layers[best] >= layers.max():
         raise KnobError(
-            f"criterion {rules[0].name!r} may lose more than {max_drop:g} points as soon as texts leave early, by "
-            f"{tuning.num_units} texts: allow more, give more texts, or choose another criterion"
+            f"criterion {tried.rules[0].name!r} may lose more than {max_drop:g} points as soon as texts leave early, "
+            f"by {tuning.num_units} texts: allow more, give more texts, or choose another criterion"
         )
     return tried.rules[int(tried.rule[best])], tried.knobs[best]
 
@@ -360,11 +363,8 @@ class _Tuned:
     """[P] means."""
 
 
-def _line(
-    tuning: Trace, criterion: Criterion, risk: Risk, fixed: Collection[str], max_points: int
-) -> tuple[Candidates, _Tuned]:
+def _line(tuning: Trace, tried: Candidates, risk: Risk) -> tuple[Candidates, _Tuned]:
     """The candidates in the order in which they are tested."""
-    tried = candidates(tuning, variants(tuning, criterion, risk, fixed=fixed), max_points=max_points)
     losses, layers = tried.run(tuning, risk)
     order = in_order(losses, layers)
     return tried.take(order), _Tuned(losses[order], layers[order])
@@ -587,6 +587,11 @@ def _wished(
     parts = [criterion.name, *(f"{key.replace('_', '-')}-{value:g}" for key, value in wish.items())]
     parts += [part for part in (metric, risk) if part not in (None, "disagreement")]
     return "-".join([*parts, *([] if confidence == CONFIDENCE else [f"at-{confidence:g}"])])
+
+
+def _how_deep(cap_depth: bool) -> str:
+    """``-capped`` where the last layer that anybody reaches was chosen too."""
+    return "-capped" if cap_depth else ""
 
 
 def _where(trace: Trace, batch_invariant: bool) -> str:

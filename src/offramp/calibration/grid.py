@@ -19,16 +19,19 @@ from offramp.calibration.stopping import fit_stopping
 from offramp.calibration.sweep import LAMBDAS
 from offramp.calibration.temperature import fit_temperatures
 from offramp.calibration.thresholds import fit_thresholds
-from offramp.criteria.base import Criterion, Scored
+from offramp.criteria.base import MAX_LAYERS, Criterion, Scored
 from offramp.criteria.learned_stopping import LearnedStopping
 from offramp.criteria.per_exit import PerExit
 from offramp.traces.curves import knob_grid, thresholds
-from offramp.traces.replay import exits_at, replay, running_minimum, scores
+from offramp.traces.replay import cap_exits, exits_at, replay, running_minimum, scores
 from offramp.traces.trace import Trace
 
 __all__ = ["Candidates", "candidates", "in_order", "told", "variants"]
 
 Floats = NDArray[np.float64]
+
+_FEWEST_POINTS = 40
+"""Thresholds a criterion, however many depths are tried with each."""
 
 
 def told(trace: Trace) -> Trace:
@@ -105,33 +108,42 @@ class Candidates:
         rule = self.rules[int(self.rule[places[0]])]
         if isinstance(rule, Scored):
             given = np.array([self.knobs[place]["threshold"] for place in places])
-            exits = exits_at(scores(trace, rule), given)
+            caps = [self.knobs[place].get("max_layers", MAX_LAYERS.default) for place in places]
+            exits = np.minimum(exits_at(scores(trace, rule), given), cap_exits(trace, caps)[:, None])
             return risk.by_exit(trace)[exits, np.arange(trace.num_units)], trace.layers[exits]
         done = [replay(trace, rule, dict(self.knobs[place])) for place in places]
         losses = np.stack([risk.of(trace, outcome.answers) for outcome in done])
         return losses, np.stack([trace.layers[outcome.exits] for outcome in done])
 
 
-def candidates(trace: Trace, rules: list[Criterion], *, max_points: int = 200) -> Candidates:
+def candidates(trace: Trace, rules: list[Criterion], *, max_points: int = 200, cap_depth: bool = False) -> Candidates:
     """Knobs worth trying for each criterion, between what is observed on the rows that tune.
 
     Args:
         trace: of those rows; its labels are not read.
         rules: criteria that fit it.
         max_points: thresholds a criterion.
+        cap_depth: with every threshold every early exit is tried as the last that anybody reaches.
     """
     knobs: list[dict[str, float]] = []
     rule: list[int] = []
+    caps = trace.layers[:-1].tolist() if cap_depth else []
+    each = max(_FEWEST_POINTS, max_points // (1 + len(caps)))
     for number, criterion in enumerate(rules):
-        if isinstance(criterion, Scored):
-            lowest = running_minimum(scores(trace, criterion))
-            values = thresholds(lowest, criterion.knobs["threshold"], max_points=max_points)
-            made = [{"threshold": float(value)} for value in values]
-        else:
-            made = knob_grid(trace, criterion, max_points=3 * max_points)
+        made = _points(trace, criterion, each)
+        made += [{**point, "max_layers": float(cap)} for cap in caps for point in made]
         knobs += made
         rule += [number] * len(made)
     return Candidates(rules, np.array(rule, dtype=np.int64), knobs)
+
+
+def _points(trace: Trace, criterion: Criterion, max_points: int) -> list[dict[str, float]]:
+    """Knobs of one criterion, whole depth."""
+    if not isinstance(criterion, Scored):
+        return knob_grid(trace, criterion, max_points=3 * max_points)
+    lowest = running_minimum(scores(trace, criterion))
+    values = thresholds(lowest, criterion.knobs["threshold"], max_points=max_points)
+    return [{"threshold": float(value)} for value in values]
 
 
 def in_order(losses: Floats, layers: Floats) -> NDArray[np.int64]:

@@ -75,6 +75,13 @@ def calibrate(
         list[str] | None,
         typer.Option("--set", metavar="NAME=X", help="A setting of the criterion, not to be tuned; may be repeated."),
     ] = None,
+    cap_depth: Annotated[
+        bool,
+        typer.Option(
+            "--cap-depth",
+            help="Choose the last layer that anybody reaches, too: faster where deep layers add little.",
+        ),
+    ] = False,
     metric: Annotated[
         str | None, typer.Option(metavar="NAME", help="accuracy, f1, matthews, ...; by default the task's main one.")
     ] = None,
@@ -154,8 +161,8 @@ def calibrate(
     doubted = _check_labels(recorded, loss, max_drop=max_drop, force=force)
     forced = " and ".join(filter(None, (forced, doubted)))
     more: dict[str, Any] = {
-        "confidence": confidence, "risk": loss, "fixed": fixed, "tuning_share": tuning_share, "seed": seed,
-        "metric": metric, "name": name, "chosen_on": told, "forced": forced,
+        "confidence": confidence, "risk": loss, "fixed": fixed, "cap_depth": cap_depth,
+        "tuning_share": tuning_share, "seed": seed, "metric": metric, "name": name, "chosen_on": told, "forced": forced,
         "batch_invariant": _batch_invariant(opened, recorded),
     }  # fmt: skip
     point = _remembered(_point(recorded, rule, wishes, expected=expected, more=more), recorded, tuning_share, seed)

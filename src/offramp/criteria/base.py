@@ -20,7 +20,7 @@ from offramp.errors import KnobError, UnsupportedError
 from offramp.settings import check_number, is_number
 from offramp.types import Array, Decision, ExitOutput, Knobs, ProblemType, Stage, State
 
-__all__ = ["Criterion", "Knob", "Scored", "score_name"]
+__all__ = ["MAX_LAYERS", "Criterion", "Knob", "Scored", "score_name"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ class Knob:
             raise KnobError(f"{name} must be between {self.low:g} and {self.high:g}, not {value!r}")
         if self.integer and value != int(value):
             raise KnobError(f"{name} must be a whole number, not {value!r}")
+
+
+MAX_LAYERS = Knob(1000, 1, 1000, faster="down", integer=True, counts="layers")
+"""The engine's own knob ``max_layers``, beside every criterion's: leave at the first exit after this many layers or
+more, whatever the criterion says."""
 
 
 @dataclass(frozen=True, kw_only=True)

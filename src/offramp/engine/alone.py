@@ -6,7 +6,7 @@ times what it takes in a loop: with a small model an engine's bookkeeping shows 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -40,9 +40,7 @@ class Alone:
         check_fits(criterion, runtime.info)
         self._runtime, self._criterion, self._info = runtime, criterion, runtime.info
         [self._settings] = resolve_knobs(criterion, knobs, 1)
-        self._in_one_call = (
-            answers_in_one_call(self._info, criterion) and self._settings["max_layers"] >= self._info.stages[-1].layers
-        )
+        self._in_one_call = answers_in_one_call(self._info, criterion)
         self._knobs: Knobs | None = None
 
     def answer(self, unit: Unit) -> Finished:
@@ -53,7 +51,7 @@ class Alone:
         """
         check_tokens(unit)
         if self._in_one_call:
-            return in_one_call(self._runtime, unit, self._settings["threshold"])
+            return in_one_call(self._runtime, unit, self._settings)
         return self._by_stages(unit)
 
     def _by_stages(self, unit: Unit) -> Finished:
@@ -99,11 +97,21 @@ def answers_in_one_call(info: RuntimeInfo, criterion: Criterion) -> bool:
     return isinstance(criterion, Scored) and info.single == score_name(criterion)
 
 
-def in_one_call(runtime: Runtime, unit: Unit, threshold: float) -> Finished:
-    """Answer a text through all stages at once, by a runtime that can."""
-    answer, left = cast("RunsSingle", runtime).run_single(_inputs(unit), threshold)
-    layers = runtime.info.stages[left].layers
+def in_one_call(runtime: Runtime, unit: Unit, knobs: Mapping[str, float]) -> Finished:
+    """Answer a text through all stages at once, by a runtime that can.
+
+    ``knobs``: ``threshold`` and ``max_layers``.
+    """
+    stages = runtime.info.stages
+    last = _last_stage(stages, knobs["max_layers"])
+    answer, left = cast("RunsSingle", runtime).run_single(_inputs(unit), knobs["threshold"], last)
+    layers = stages[left].layers
     return Finished(unit.id, to_host(answer)[0], layers, layers, left)
+
+
+def _last_stage(stages: Sequence[Stage], max_layers: float) -> int:
+    """Index of the stage that nobody goes beyond."""
+    return next((stage.index for stage in stages if stage.layers >= max_layers), len(stages) - 1)
 
 
 def _inputs(unit: Unit) -> dict[str, npt.NDArray[np.int64]]:

@@ -229,7 +229,7 @@ class Engine:
             return [] if asked is None else self._settle(asked)
         if work.stage:
             return self._through(self._stages[work.stage], _fit(_merge(parked)))
-        if self._runs_single and len(inputs) == 1 and inputs[0][1]["max_layers"] >= self._stages[-1].layers:
+        if self._runs_single and len(inputs) == 1:
             return [self._in_one_call(*inputs[0])]
         return self._through(self._stages[0], self._admit(inputs))
 
@@ -278,7 +278,7 @@ class Engine:
 
     def _in_one_call(self, unit: Unit, knobs: Mapping[str, float]) -> Finished:
         """Answer a text that is alone."""
-        finished = in_one_call(self._runtime, unit, knobs["threshold"])
+        finished = in_one_call(self._runtime, unit, knobs)
         tokens = len(unit.encoded.tokens)
         self._count(slice(finished.exit_index + 1), rows=1, tokens=tokens, positions=tokens)
         return finished

@@ -10,14 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from array_api_compat import array_namespace, device, to_device
 
-from offramp.criteria.base import Criterion, Knob
+from offramp.criteria.base import MAX_LAYERS, Criterion
 from offramp.errors import DataError, KnobError, UnsupportedError
 from offramp.inputs.tokens import Encoded
 from offramp.runtimes.base import RuntimeInfo
 from offramp.types import Array, Decision, ExitOutput, Knobs, Stage, State
 
 __all__ = [
-    "MAX_LAYERS",
     "Finished",
     "KnobsFor",
     "Unit",
@@ -30,9 +29,6 @@ __all__ = [
 
 KnobsFor = Mapping[str, float] | Sequence[Mapping[str, float]] | None
 """Knobs of several units: one mapping for all, or one each. What is left out has its default."""
-
-MAX_LAYERS = Knob(1000, 1, 1000, faster="down", integer=True)
-"""The engine's own knob ``max_layers``: leave at the first exit after this many layers or more, whatever it says."""
 
 
 @dataclass(frozen=True)

@@ -101,12 +101,13 @@ class Defers(Protocol):
 class RunsSingle(Protocol):
     """What a runtime can do besides, where its info names a score: answer a text alone in one call."""
 
-    def run_single(self, inputs: Mapping[str, Array], threshold: float) -> tuple[Array, int]:
-        """All stages up to the first early exit whose score is below a threshold, or to the last.
+    def run_single(self, inputs: Mapping[str, Array], threshold: float, last: int) -> tuple[Array, int]:
+        """All stages up to the first early exit whose score is below a threshold, or to a last one.
 
         Args:
             inputs: of one text, as for ``embed``.
             threshold: to leave below.
+            last: index of the stage after which it leaves in any case.
 
         Returns:
             Its logits [1, C], and the index of the stage where it left: what ``run`` and ``exit`` would have said.

@@ -15,7 +15,7 @@ import numpy as np
 
 from offramp.errors import RunError
 from offramp.runtimes.base import Memory
-from offramp.runtimes.manifest import THRESHOLD, Graph, read_manifest
+from offramp.runtimes.manifest import Graph, read_manifest
 from offramp.types import Array, Batch, ExitOutput
 
 __all__ = ["Said", "feeds", "output_of", "tokens_of", "variant"]
@@ -50,9 +50,9 @@ def tokens_of(inputs: Mapping[str, Array]) -> tuple[Array, Batch]:
 
 
 def feeds(
-    graph: Graph, hidden: Array, batch: Batch, memory: Memory, *, threshold: Array | None = None
+    graph: Graph, hidden: Array, batch: Batch, memory: Memory, *, more: Mapping[str, Array] | None = None
 ) -> dict[str, Array]:
-    """Arrays for a graph's inputs, by name."""
+    """Arrays for a graph's inputs, by name; ``more``: those that are none of a stage's."""
     given: dict[str, Array] = {}
     for name in graph.inputs:
         if name == "hidden":
@@ -63,8 +63,8 @@ def feeds(
             given[name] = batch.lengths
         elif name == "token_types":
             given[name] = np.zeros_like(batch.tokens) if batch.token_types is None else batch.token_types
-        elif name == THRESHOLD:
-            given[name] = threshold
+        elif more is not None and name in more:
+            given[name] = more[name]
         else:
             given[name] = memory[name.removeprefix("memory.")]
     return given

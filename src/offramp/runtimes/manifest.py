@@ -18,7 +18,8 @@ from offramp.runtimes.base import RuntimeInfo, StageCost
 from offramp.types import ProblemType, Stage
 
 __all__ = [
-    "EXIT", "FILE", "FORMAT", "THRESHOLD", "Graph", "Manifest", "Single", "StageEntry", "check_files", "read_manifest",
+    "EXIT", "FILE", "FORMAT", "LAST", "THRESHOLD", "Graph", "Manifest", "Single", "StageEntry", "check_files",
+    "read_manifest",
 ]  # fmt: skip
 
 FORMAT = 1
@@ -26,8 +27,9 @@ FORMAT = 1
 
 FILE = "manifest.json"
 
-THRESHOLD, EXIT = "threshold", "exit"
-"""What a graph of all stages reads besides a text, and gives besides its answer: the stage where the text left."""
+THRESHOLD, LAST, EXIT = "threshold", "last_stage", "exit"
+"""What a graph of all stages reads besides a text (``last_stage``: the one that nobody goes beyond), and gives besides
+its answer: the stage where the text left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,7 @@ class Single:
     """All stages as one graph, for a text alone."""
 
     graph: Graph
-    """Reads tokens and ``threshold``; gives ``logits`` and ``exit``."""
+    """Reads tokens, ``threshold`` and ``last_stage``; gives ``logits`` and ``exit``."""
     score: str
     """What is held against the threshold (``criteria.base.score_name``)."""
 
@@ -169,7 +171,9 @@ def _manifest(value: dict[str, Any]) -> Manifest:
         raise ValueError("it has no stages")
     known["left_out"] = tuple(known.get("left_out", ()))
     if (single := known.get("single")) is not None:
-        known["single"] = Single(graph=_graph(single["graph"]), score=str(single["score"]))
+        graph = _graph(single["graph"])
+        # Graphs of older exports know no last stage: there the stages are all there is.
+        known["single"] = Single(graph=graph, score=str(single["score"])) if LAST in graph.inputs else None
     if (cost := known.get("cost")) is not None:
         known["cost"] = StageCost(call=float(cost["call"]), token=float(cost["token"]))
     return Manifest(**known)

@@ -19,7 +19,7 @@ from offramp.errors import RunError
 from offramp.runtimes.base import Memory, RuntimeInfo
 from offramp.runtimes.cpu import check_lanes, check_threads, warn_of_slow_int8
 from offramp.runtimes.exported import Said, feeds, output_of, tokens_of, variant
-from offramp.runtimes.manifest import EXIT, Graph, Manifest, check_files, read_manifest
+from offramp.runtimes.manifest import EXIT, LAST, THRESHOLD, Graph, Manifest, check_files, read_manifest
 from offramp.types import Array, Batch, ExitOutput, Stage
 
 __all__ = ["OnnxRuntime", "open_session"]
@@ -107,11 +107,12 @@ class OnnxRuntime:
             return output_of(self._said.of(hidden))[0], memory
         return output_of(self._call(opened, feeds(opened.graph, hidden, batch, memory)))
 
-    def run_single(self, inputs: Mapping[str, Array], threshold: float) -> tuple[Array, int]:
-        """One text through all stages in one call; see ``runtimes.base.RunsSingle``."""
+    def run_single(self, inputs: Mapping[str, Array], threshold: float, last: int) -> tuple[Array, int]:
+        """One text through the stages in one call; see ``runtimes.base.RunsSingle``."""
         assert self._single is not None
         hidden, batch = tokens_of(inputs)
-        given = feeds(self._single.graph, hidden, batch, {}, threshold=_at_least(threshold))
+        more = {THRESHOLD: _at_least(threshold), LAST: np.asarray(last, dtype=np.int64)}
+        given = feeds(self._single.graph, hidden, batch, {}, more=more)
         said = self._call(self._single, given)
         return said["logits"], int(said[EXIT][0])
 

@@ -6,18 +6,18 @@ threshold is a comparison.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.criteria.base import Criterion, Scored
+from offramp.criteria.base import MAX_LAYERS, Criterion, Scored
 from offramp.errors import DataError, KnobError, UnsupportedError
 from offramp.traces.trace import Trace
 from offramp.types import ExitOutput
 
-__all__ = ["Outcome", "check_fits", "exits_at", "replay", "running_minimum", "scores"]
+__all__ = ["Outcome", "cap_exits", "check_fits", "exits_at", "replay", "running_minimum", "scores"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,8 @@ def replay(trace: Trace, criterion: Criterion, knobs: Mapping[str, float | NDArr
     Args:
         trace: U units.
         criterion: any.
-        knobs: name -> one number for all, or [U]. Knobs left out have their defaults.
+        knobs: name -> one number for all, or [U]: the criterion's, and the engine's ``max_layers``. Knobs left out
+            have their defaults.
 
     Raises:
         KnobError: an unknown knob, or a value outside its range.
@@ -44,6 +45,7 @@ def replay(trace: Trace, criterion: Criterion, knobs: Mapping[str, float | NDArr
     """
     check_fits(trace, criterion)
     settings = _knobs(criterion, knobs, trace.num_units)
+    caps = settings.pop("max_layers")
     exits = np.full(trace.num_units, trace.num_exits - 1, dtype=np.int64)
     answers = np.array(trace.logits[-1])
     inside = np.arange(trace.num_units)
@@ -55,7 +57,7 @@ def replay(trace: Trace, criterion: Criterion, knobs: Mapping[str, float | NDArr
         extras = {name: values[inside] for name, values in output.extras.items()}
         rows = ExitOutput(output.logits[inside], extras, lengths=trace.unit_lengths[inside])
         decision, state = criterion.step(stage, rows, state, {name: v[inside] for name, v in settings.items()})
-        leave = np.ones(len(inside), dtype=bool) if stage.is_last else np.asarray(decision.leave)
+        leave = np.asarray(decision.leave) | (caps[inside] <= stage.layers) | stage.is_last
         exits[inside[leave]] = e
         answers[inside[leave]] = decision.answer[leave]
         inside, state = inside[~leave], {name: values[~leave] for name, values in state.items()}
@@ -95,6 +97,12 @@ def exits_at(scores: NDArray[np.float64], thresholds: NDArray[np.float64]) -> ND
     return exits.astype(np.int64)
 
 
+def cap_exits(trace: Trace, max_layers: Sequence[float]) -> NDArray[np.int64]:
+    """[T]: index of the exit where all that come so far leave, by the engine's knob ``max_layers``."""
+    places: NDArray[np.int64] = np.searchsorted(trace.layers, max_layers).clip(max=trace.num_exits - 1)
+    return places
+
+
 def check_fits(trace: Trace, criterion: Criterion) -> None:
     """Raise UnsupportedError where the criterion cannot be run on the trace."""
     if criterion.problem_type != trace.problem_type:
@@ -114,13 +122,14 @@ def check_fits(trace: Trace, criterion: Criterion) -> None:
 def _knobs(
     criterion: Criterion, given: Mapping[str, float | NDArray[np.float64]], units: int
 ) -> dict[str, NDArray[np.float64]]:
-    """Every knob of the criterion as [U], checked."""
-    if unknown := set(given) - set(criterion.knobs):
+    """Every knob of the criterion, and ``max_layers``, as [U], checked."""
+    known = {**criterion.knobs, "max_layers": MAX_LAYERS}
+    if unknown := set(given) - set(known):
         raise KnobError(
-            f"criterion {criterion.name!r} has no knob {', '.join(sorted(unknown))}, only {', '.join(criterion.knobs)}"
+            f"criterion {criterion.name!r} has no knob {', '.join(sorted(unknown))}, only {', '.join(known)}"
         )
     result = {}
-    for name, knob in criterion.knobs.items():
+    for name, knob in known.items():
         values = np.asarray(given.get(name, knob.default), dtype=np.float64)
         if values.ndim and values.shape != (units,):
             raise DataError(f"knob {name!r} must be one number or one for each of {units} units: {list(values.shape)}")

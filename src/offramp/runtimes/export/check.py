@@ -153,11 +153,14 @@ def _single_error(reading: Reading, runtime: Any) -> float:
     """Largest difference of a logit between the one graph and the stages: where texts leave, and at the last exit."""
     assert reading.criterion is not None
     knob, worst = reading.criterion.knobs["threshold"], 0.0
-    for threshold in ((reading.knobs or {}).get("threshold", knob.default), knob.low):
-        expected = reference(runtime, reading.criterion, reading.texts, {"threshold": threshold})
+    stages = runtime.info.stages
+    served = (reading.knobs or {}).get("threshold", knob.default)
+    for threshold, last in ((served, stages[-1]), (knob.low, stages[-1]), (knob.low, stages[len(stages) // 2])):
+        knobs = {"threshold": threshold, "max_layers": float(last.layers)}
+        expected = reference(runtime, reading.criterion, reading.texts, knobs)
         for text, one in zip(reading.texts, expected, strict=True):
             inputs = pad([text], [one.id], pad_token=reading.pad_token, token_types=text.token_types is not None)
-            logits, place = runtime.run_single(inputs, threshold)
+            logits, place = runtime.run_single(inputs, threshold, last.index)
             if place != one.exit_index:
                 raise UnsupportedError(
                     "texts alone leave elsewhere in the graph of all stages than stage by stage: nothing was written; "

@@ -36,7 +36,7 @@ def useful_exits(
         fewer = [kept[:place] + kept[place + 1 :] for place in range(len(kept) - 1)]
         costs = [_cost(trace, exits, criterion, knobs, exit_cost) for exits in fewer]
         best = int(np.argmin(costs))
-        if costs[best] >= cost:
+        if costs[best] > cost:  # one that nobody reaches costs nothing, and goes
             break
         kept, cost = fewer[best], costs[best]
     return kept

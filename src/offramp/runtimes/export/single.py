@@ -18,11 +18,11 @@ from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper
 from offramp.criteria.base import Criterion, Scored, score_name
 from offramp.runtimes.export.fuse import prune
 from offramp.runtimes.export.graph import OUT
-from offramp.runtimes.manifest import EXIT, THRESHOLD
+from offramp.runtimes.manifest import EXIT, LAST, THRESHOLD
 
 __all__ = ["single_graph", "single_score"]
 
-_INPUTS = frozenset({"tokens", "token_types", "lengths", THRESHOLD})
+_INPUTS = frozenset({"tokens", "token_types", "lengths", THRESHOLD, LAST})
 """Names that mean the same in every stage."""
 
 
@@ -42,11 +42,12 @@ def single_score(criterion: Criterion | None, stages: Sequence[onnx.ModelProto])
 
 
 def single_graph(stages: Sequence[onnx.ModelProto], score: str) -> onnx.ModelProto:
-    """One graph: tokens and ``threshold`` (a float32 number) in, ``logits`` [1, C] and ``exit`` [1] out.
+    """One graph: tokens, ``threshold`` (a float32 number) and ``last_stage`` (an int64) in, ``logits`` [1, C] and
+    ``exit`` [1] out.
 
     Args:
         stages: graphs of all stages, each with its exit; left as they are.
-        score: a text leaves where this is below the threshold, by ``single_score``.
+        score: a text leaves where this is below the threshold, by ``single_score``, and at ``last_stage`` in any case.
     """
     inner: GraphProto | None = None
     for place in reversed(range(len(stages))):
@@ -55,6 +56,7 @@ def single_graph(stages: Sequence[onnx.ModelProto], score: str) -> onnx.ModelPro
     first = stages[0]
     inner.input.extend(first.graph.input)
     inner.input.append(helper.make_tensor_value_info(THRESHOLD, TensorProto.FLOAT, []))
+    inner.input.append(helper.make_tensor_value_info(LAST, TensorProto.INT64, []))
     _called(inner, {inner.output[0].name: f"{OUT}logits", inner.output[1].name: f"{OUT}{EXIT}"})
     opsets = {entry.domain: entry for stage in stages for entry in stage.opset_import}
     return helper.make_model(inner, opset_imports=list(opsets.values()), ir_version=first.ir_version)
@@ -78,10 +80,15 @@ def _with_exit(stage: GraphProto, place: int, score: str, later: GraphProto | No
     if later is None:
         nodes, said = [*body.node, _number(place, number)], (logits, number)
     else:
-        leave = helper.make_node("Less", [own + outputs["score"], THRESHOLD], [f"{own}leaves"])
+        leave = [
+            helper.make_node("Less", [own + outputs["score"], THRESHOLD], [f"{own}sure"]),
+            _number(place, f"{own}here"),
+            helper.make_node("LessOrEqual", [LAST, f"{own}here"], [f"{own}over"]),
+            helper.make_node("Or", [f"{own}sure", f"{own}over"], [f"{own}leaves"]),
+        ]
         said = (f"{own}answer", f"{own}answered")
         branches = {"then_branch": _left(place, logits), "else_branch": later}
-        nodes = [*body.node, leave, helper.make_node("If", [f"{own}leaves"], list(said), **branches)]
+        nodes = [*body.node, *leave, helper.make_node("If", [f"{own}leaves"], list(said), **branches)]
     return helper.make_graph(nodes, f"{own}stage", [], _outputs(*said), initializer=list(body.initializer))
 
 
