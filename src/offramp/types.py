@@ -6,7 +6,7 @@ An *array* is a numpy or torch array; code that touches one takes its functions 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ __all__ = [
     "Decision",
     "ExitOutput",
     "Knobs",
+    "Lazily",
     "Pooling",
     "Prediction",
     "ProblemType",
@@ -79,6 +80,24 @@ class Stage:
     """No stage follows: whoever is still here leaves."""
     starts_from: Literal["hidden", "inputs"] = "hidden"
     """Whether it continues the hidden states before it, or begins again from the inputs."""
+
+
+class Lazily(Mapping[str, Array]):
+    """Named arrays, each made when it is first asked for: what no criterion reads costs nothing."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], Array]]) -> None:
+        self._makers, self._made = makers, dict[str, Array]()
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self._made:
+            self._made[name] = self._makers[name]()
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
 
 
 @dataclass(frozen=True)

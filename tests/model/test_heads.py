@@ -97,7 +97,6 @@ def test_a_text_says_the_same_alone_and_whatever_stands_in_the_padding(network: 
     head, states = prototypical(network=network, distance=distance), hidden()
     together, _ = head(states, LENGTHS, Reader(mean), {})
     assert together.extras["distances"].shape == (5, 3)
-    assert together.embedded.shape == (5, 16 if network == "identity" else 8)
     dirty = states.clone()
     for row, length in enumerate(LENGTHS.tolist()):
         dirty[row, length:] = 1e30
@@ -113,15 +112,29 @@ def test_the_network_learns_and_reads_without_dropout(network: str) -> None:
     head, states = prototypical(network=network).train(), hidden().requires_grad_()
     first, second = (head(states, LENGTHS, Reader(mean), {})[0] for _ in range(2))
     assert torch.equal(first.embedded, second.embedded)
+    assert first.embedded.shape == (5, 16 if network == "identity" else 8)
     assert not torch.equal(first.logits, second.logits)  # the classifier's dropout is .5
     first.extras["distances"].sum().backward()
     assert states.grad.abs().sum() > 0
     assert all(torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0 for p in head.network.parameters())
 
 
+@pytest.mark.parametrize("network", NETWORKS)
+def test_distances_that_nobody_reads_are_not_computed(network: str) -> None:
+    head, states, asked = prototypical(network=network), hidden(), []
+    head.network.register_forward_hook(lambda *_: asked.append(1))
+    output, _ = head(states, LENGTHS, Reader(mean), {})
+    assert (set(output.extras), len(output.extras), asked) == ({"distances"}, 1, [])
+    again = output.extras["distances"]
+    assert output.extras["distances"] is again
+    assert asked == [1]
+    head.train()
+    assert torch.equal(head(states, LENGTHS, Reader(mean), {})[0].extras["distances"], again)
+
+
 def test_attention_is_a_weighted_mean_of_the_tokens() -> None:
     head, states = prototypical(network="attention"), hidden()
-    embedded = head(states, LENGTHS, Reader(mean), {})[0].embedded
+    embedded = head.train()(states, LENGTHS, Reader(mean), {})[0].embedded
     score, project = head.network.score, head.network.project
     for row, length in enumerate(LENGTHS.tolist()):
         weights = [math.exp(score(states[row, t]).item()) for t in range(length)]
@@ -130,7 +143,7 @@ def test_attention_is_a_weighted_mean_of_the_tokens() -> None:
 
 
 def test_distances_are_float32_under_autocast() -> None:
-    head = prototypical()
+    head = prototypical().train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         said, _ = head(hidden(), LENGTHS, Reader(mean), {})
     assert said.embedded.dtype == torch.bfloat16

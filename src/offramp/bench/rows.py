@@ -31,7 +31,7 @@ from offramp.traces.trace import Trace
 
 __all__ = ["Bench", "Ready", "depth_of", "our_rows", "peer_rows", "peers", "reference_of", "row_names"]
 
-_SEVERAL = 3
+_SEVERAL = 9
 """Timings whose median is a cost."""
 
 Say = Callable[[str], None]

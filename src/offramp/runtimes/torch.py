@@ -18,7 +18,7 @@ from offramp.model.attention import attend_by
 from offramp.model.backbone import Cut
 from offramp.model.modeling import load_early_exit
 from offramp.runtimes.base import Memory, RuntimeInfo
-from offramp.types import Array, Batch, ExitOutput, Stage
+from offramp.types import Array, Batch, ExitOutput, Lazily, Stage
 
 __all__ = ["TorchRuntime"]
 
@@ -176,8 +176,16 @@ def _ask_exit(
 ) -> tuple[ExitOutput, Memory]:
     """What the exit after one stage says."""
     output, memory = model.run_exit(parts, stage, hidden, lengths, memory)
-    extras = {name: value.float() for name, value in output.extras.items()}
+    if torch.compiler.is_compiling():
+        extras: Mapping[str, Tensor] = {name: value.float() for name, value in output.extras.items()}
+    else:
+        extras = Lazily({name: partial(_float, output.extras, name) for name in output.extras})
     return ExitOutput(output.logits.float(), extras), memory
+
+
+@torch.inference_mode()  # whoever asks does so later, outside of ``exit``
+def _float(extras: Mapping[str, Tensor], name: str) -> Tensor:
+    return extras[name].float()
 
 
 def _compiled(call: partial[Any]) -> Callable[..., Any]:

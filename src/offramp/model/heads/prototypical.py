@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -17,6 +18,7 @@ from offramp.model.heads.base import Head, HeadOutput, Reader, Surroundings, mak
 from offramp.model.pooling import weighed
 from offramp.model.prototypes import Prototypes
 from offramp.settings import check_choice, check_number
+from offramp.types import Lazily
 
 __all__ = ["Distance", "Network", "Prototypical", "distances_to"]
 
@@ -108,11 +110,18 @@ class Prototypical(Head):
     ) -> tuple[HeadOutput, Mapping[str, Tensor]]:
         pooled = reader.pool(hidden, lengths)
         logits = self.classifier(self.dropout(pooled))
-        embedded = self.network(hidden, lengths) if self.kind == "attention" else self.network(pooled)
+        embed = partial(self.network, hidden, lengths) if self.kind == "attention" else partial(self.network, pooled)
+        if self.training or torch.compiler.is_compiling():
+            embedded = embed()
+            return HeadOutput(logits, {"distances": self._distances(embedded)}, embedded), memory
+        # Not every criterion reads distances, and beside a small batch they take as long as the classifier.
+        return HeadOutput(logits, Lazily({"distances": lambda: self._distances(embed())})), memory
+
+    def _distances(self, embedded: Tensor) -> Tensor:
+        """[B, width] -> [B, C]: to the prototypes."""
         # float32 whatever autocast says: bfloat16 distances of near points have no digits left.
         with torch.autocast(embedded.device.type, enabled=False):
-            distances = distances_to(embedded, self.prototypes.means, self.prototypes.seen, distance=self.distance)
-        return HeadOutput(logits, {"distances": distances}, embedded), memory
+            return distances_to(embedded, self.prototypes.means, self.prototypes.seen, distance=self.distance)
 
 
 def _network(kind: Network, around: Surroundings, width: int) -> nn.Module:
