@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import re
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -482,6 +483,28 @@ def _exits_after(made: Result) -> str:
     return f"{exits} (at the last of them all leave)" if capped else exits
 
 
+def exit_choice(result: Result) -> str:
+    """What is lost on rows unseen, by task, allowance and standard errors of caution."""
+    models = result["models"]
+    lines = [
+        "| task (models) | may lose | standard errors | loses: mean | worst model | layers | cost |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for task in dict.fromkeys(model["task"] for model in models):
+        here = [model for model in models if model["task"] == task]
+        for place, choice in enumerate(here[0]["choices"]):
+            found = [model["choices"][place] for model in here]
+            lost = [one["lost"] for one in found]
+            cells = [
+                f"{task} ({len(here)})", f"{choice['allowed']:g}", f"{choice['errors']:g}",
+                f"{statistics.mean(lost):.2f}", f"{max(lost):.2f}",
+                f"{statistics.mean(one['layer_speedup'] for one in found):.2f}x fewer",
+                f"{statistics.mean(one['cost_fraction'] for one in found):.2f}",
+            ]  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", _origin(result, "python benchmarks/exit_choice.py")])
+
+
 def limits(result: Result) -> str:
     """What the machine can do at most."""
     dtypes = list(next(iter(result["gigaoperations_per_second"].values())))
@@ -639,6 +662,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Result], str]]] = {
     "attach": ("docs/calibration.md", attach),
     "speed": ("docs/performance.md", speed),
     "speed_twelve": ("docs/performance.md", speed_twelve),
+    "exit_choice": ("docs/performance.md", exit_choice),
     "speed_profile": ("docs/performance.md", speed_profile),
     "limits": ("docs/performance.md", limits),
     "batch_sizes": ("docs/performance.md", batch_sizes),

@@ -374,6 +374,23 @@ def test_cpu_features_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
 # Exporting
 
 
+def test_differences_of_many_layers_may_add_up(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a stage may differ by grows with the layers that came before and in it, from so many on."""
+    from offramp.errors import UnsupportedError
+    from offramp.runtimes.export import check
+
+    made = export_onnx(copy, exits="all", threads=1)
+    errors = zip(made.check["float32_errors"], made.stages, strict=True)
+    steepest = max(error / stage.layers for error, stage in errors)
+    assert steepest > 0
+    monkeypatch.setattr(check, "_LAYERS", 1)
+    monkeypatch.setattr(check, "TOLERANCE", 1.01 * steepest)
+    export_onnx(copy, exits="all", threads=1)
+    monkeypatch.setattr(check, "TOLERANCE", 0.99 * steepest)
+    with pytest.raises(UnsupportedError, match="differs from torch by"):
+        export_onnx(copy, exits="all", threads=1)
+
+
 def test_a_variant_is_replaced_whole(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from offramp.errors import UnsupportedError
     from offramp.runtimes.export import check

@@ -483,13 +483,17 @@ def test_fewer_rows_than_a_batch_and_texts_too_long(
     assert trace.lengths.tolist() == [16, 4, 2, 4, 3, 16]
 
 
-def test_chosen_exits_a_shared_head_and_other_settings(make_plan: MakePlan, tmp_path: Path) -> None:
+def test_chosen_exits_a_shared_head_and_other_settings(
+    make_plan: MakePlan, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     settings = {"head.width": 5, "head.network": "mlp", "objective.form": "hinge", "criterion.lam": 3.0}
     plan = make_plan(
         tmp_path / "run", settings=settings, exits=(2,), shared=True, last_exit="head", pooling="cls",
         max_train_samples=20, arguments={"max_steps": 2},
     )  # fmt: skip
-    run = train(plan)
+    with caplog.at_level(logging.WARNING, logger="offramp"):
+        run = train(plan)
+    assert [text for text in caplog.messages if "plain transformers would load this run with a head" in text]
     model = load_early_exit(run.folder)
     assert [stage.layers for stage in model.stages] == [2, 3]
     assert model.offramp.early[0].prototypes.means.shape == (3, 5)

@@ -119,7 +119,7 @@ def choose_exits(
     if trace.labels is None:
         raise DataError("choosing by accuracy needs labels, and the data has none")
     ways = _ways(trace, criteria, costs)
-    halves = _halves(np.ones(trace.num_units, dtype=bool), splits, seed)
+    halves = _halves(trace.num_units, splits, seed)
     picks, rows = [], []
     for first in halves:
         picks.append(_choose(ways, reference, first, max_lost, standard_errors))
@@ -193,13 +193,12 @@ def _like(ways: Sequence[_Way], picked: Sequence[int], cost_fraction: float) -> 
     return ways[number], place
 
 
-def _halves(rows: _Bools, splits: int, seed: int) -> _Bools:
-    """[S, N]: a random half of some rows, S times."""
+def _halves(rows: int, splits: int, seed: int) -> _Bools:
+    """[S, N]: a random half of the rows, S times."""
     rng = np.random.default_rng(seed)
-    inside = np.flatnonzero(rows)
-    found = np.zeros((splits, len(rows)), dtype=bool)
+    found = np.zeros((splits, rows), dtype=bool)
     for split in found:
-        split[rng.permutation(inside)[: len(inside) // 2]] = True
+        split[rng.permutation(rows)[: rows // 2]] = True
     return found
 
 

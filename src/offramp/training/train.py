@@ -403,6 +403,11 @@ def _model(plan: Plan, recipe: Recipe, data: TrainingData) -> PreTrainedModel:
     )
     model = add_exits(model, settings)
     check_phases(model, recipe, plan.recipe)
+    if plan.last_exit == "head":
+        logger.warning(
+            "with --last-exit head the last answer is of a head that only offramp knows: plain transformers would load "
+            "this run with a head that nobody trained"
+        )
     return model
 
 
