@@ -200,6 +200,15 @@ def test_arguments_that_cannot_be(
     assert not (tmp_path / "run").exists()
 
 
+def test_what_to_compare_on_is_never_what_was_trained_on(
+    cli: Cli, tiny_encoder: str, few: Path, tmp_path: Path
+) -> None:
+    dev, out = tmp_path / "dev.tsv", tmp_path / "run"
+    dev.write_text(few.read_text().replace("\t", " again\t").replace("text again", "text"))
+    done = cli("train", "--model", tiny_encoder, "--data", few, "--dev", dev, "--out", out, *QUICK)
+    assert done.out.splitlines()[-1] == f"      offramp compare {out} --data {dev}"
+
+
 def test_out_must_be_a_folder_of_its_own(cli: Cli, tiny_encoder: str, few: Path) -> None:
     for folder in (".", "/", ".."):
         done = cli("train", "--model", tiny_encoder, "--data", few, "--out", folder, *QUICK)

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from offramp.cli import app
-from offramp.cli.common import Json, console, print_json, show
+from offramp.cli.common import console, print_json, show
 from offramp.errors import require
 
 
@@ -17,7 +17,7 @@ def recipes(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="Show all about one: formula, settings, knobs, commands.")
     ] = None,
-    as_json: Json = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: a list of all, or one object for NAME.")] = False,
 ) -> None:
     """List the training recipes, or show one."""
     from offramp.recipes import available, load_recipe

@@ -126,11 +126,11 @@ def train(
         from offramp.calibration.points import read_points
 
         held_out = dev is None and Path(data).is_file()
-        _say_done(run.folder, read_points(run.folder)[0], None if held_out else data)
+        _say_done(run.folder, read_points(run.folder)[0], None if held_out else dev or data)
 
 
 def _say_done(folder: Path, point: Any, data: str | None) -> None:
-    """``data`` None: dev was part of the training file, and only the trace knows which part."""
+    """``data``: where dev is; None: it was part of the training file, and only the trace knows which part."""
     measured = point.measured
     console().print(
         f"Saved {folder}.\n"
