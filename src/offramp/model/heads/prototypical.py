@@ -111,7 +111,7 @@ class Prototypical(Head):
         pooled = reader.pool(hidden, lengths)
         logits = self.classifier(self.dropout(pooled))
         embed = partial(self.network, hidden, lengths) if self.kind == "attention" else partial(self.network, pooled)
-        if self.training or torch.compiler.is_compiling():
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             embedded = embed()
             return HeadOutput(logits, {"distances": self._distances(embedded)}, embedded), memory
         # Not every criterion reads distances, and beside a small batch they take as long as the classifier.
