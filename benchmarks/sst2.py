@@ -1,6 +1,7 @@
 """DE3-BERT on SST-2 against a plain fine-tune: accuracy, layers saved, seconds saved.
 
     python benchmarks/sst2.py --model MINILM --data SST2 [--work runs]
+    python benchmarks/sst2.py --model MINILM --data SST2 --train de3bert [--epochs N]      # the run folder alone
 
 Trains both with the same set-up (3 epochs, 67k rows; early exits weigh the tokens) unless their run folders are
 there already (an interrupted training goes on), records dev, compares criteria (knobs chosen on one half, scored on
@@ -39,9 +40,9 @@ SPEEDUPS = (1.5, 2.0, 3.0)
 ROUNDS = 7
 
 
-def trained(recipe: str, model: str, data: str, work: Path) -> Path:
+def trained(recipe: str, model: str, data: str, work: Path, epochs: int = EPOCHS) -> Path:
     """The run folder of a recipe, trained now where it is not there."""
-    out = work / f"sst2-{recipe}"
+    out = work / (f"sst2-{recipe}" if epochs == EPOCHS else f"sst2-{recipe}-{epochs}-epochs")
     try:
         Run.open(out)
     except RunError:
@@ -54,7 +55,7 @@ def trained(recipe: str, model: str, data: str, work: Path) -> Path:
                 pooling=POOLING,
                 resume=out.with_name(out.name + ".training").is_dir(),
                 arguments={
-                    "num_train_epochs": EPOCHS,
+                    "num_train_epochs": epochs,
                     "learning_rate": LEARNING_RATE,
                     "head_learning_rate": HEAD_LEARNING_RATE,
                     "seed": SEED,
@@ -105,8 +106,13 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="folder of all-MiniLM-L6-v2")
     parser.add_argument("--data", required=True, help="folder of SST-2 with train.jsonl and dev.jsonl")
     parser.add_argument("--work", type=Path, default=Path("runs"), help="where run folders are kept")
+    parser.add_argument("--train", choices=["de3bert", "plain"], help="train this one, and stop")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of --train (the result's are always %(default)s)")
     options = parser.parse_args()
     quiet_transformers()
+    if options.train:
+        print(trained(options.train, options.model, options.data, options.work, options.epochs))
+        return
     run = trained("de3bert", options.model, options.data, options.work)
     result: dict[str, Any] = {
         "benchmark": "sst2",
