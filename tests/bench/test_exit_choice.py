@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -144,3 +146,40 @@ def test_no_labels() -> None:
     given = trace(labels=False)
     with pytest.raises(DataError, match="needs labels"):
         choose_exits(given, np.ones(400, dtype=bool), [make("entropy")], Costs(1.0, 0.1), max_lost=1)
+
+
+def cascade(**changes: Any) -> Trace:
+    """Complete models of 2, 4 and 8 layers before the full one of 12: the third has cost 14 layers when it answers."""
+    given = trace(600)
+    return replace(given, layers=np.array([2, 6, 14, 26]), full_layers=12, **changes)
+
+
+def test_of_several_models_the_last_is_last_however_many_layers_came_before() -> None:
+    """Half of the texts are the first model's, half the third's; who went on to the full one would be wrong."""
+    given = cascade()
+    sure, easy = 20 * np.eye(2)[given.labels_known()] - 10, np.arange(600) % 2 == 0
+    logits = np.stack([sure * easy[:, None], sure * easy[:, None], sure, -sure]).astype(np.float32)
+    made = replace(given, logits=logits)
+    everyone = np.ones(600, dtype=bool)
+    choice = choose_exits(made, everyone, [make("entropy")], Costs(1.0, 0.0), max_lost=1, splits=10)
+    assert choice.layers == (2, 6, 14)
+    assert choice.point is not None
+    assert choice.point["knobs"]["max_layers"] == 14
+    assert choice.held_out["layer_speedup"] == pytest.approx(12 / 8, abs=0.05)
+    assert replay(made, make("entropy"), choice.point["knobs"]).exits.tolist() == [0, 2] * 300
+
+
+def test_at_full_depth_smaller_models_cost_nothing() -> None:
+    """Models that are sure and wrong: all must reach the full one, and sooner without asking the others."""
+    given = cascade()
+    bad = replace(given, logits=np.concatenate([-given.logits[:3], given.logits[3:]]))
+    choice = choose_exits(bad, full_depth(bad), [make("entropy")], Costs(1.0, 0.05), max_lost=0.5, splits=4)
+    assert (choice.layers, choice.point) == ((), None)
+    assert choice.held_out["layer_speedup"] == choice.held_out["cost_fraction"] == pytest.approx(1)
+
+
+def test_no_model_of_several_is_left_out() -> None:
+    given = cascade()
+    for max_lost in (1, 5, 20):
+        choice = choose_exits(given, full_depth(given), [make("entropy")], Costs(1.0, 3.0), max_lost=max_lost, splits=4)
+        assert choice.layers == (2, 6, 14)[: len(choice.layers)]

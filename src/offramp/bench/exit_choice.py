@@ -79,8 +79,8 @@ class _Way:
     exits: tuple[int, ...]
     """Indices; at the last of them all leave that come so far."""
     thresholds: npt.NDArray[np.float64]
-    left: npt.NDArray[np.uint8]
-    """[T, N]: where texts leave, as a place among ``exits``."""
+    layers: npt.NDArray[np.int16]
+    """[T, N]: layers executed."""
     right: _Floats
     """[T, N]: 1 where the answer is right."""
     cost: _Floats
@@ -130,12 +130,12 @@ def choose_exits(
     way, place = _like(ways, [number for number, _ in picks], held_out["cost_fraction"])
     if way.criterion is None:
         return ExitChoice((), None, held_out)
-    knobs, deepest = {"threshold": float(way.thresholds[place])}, int(trace.layers[way.exits[-1]])
-    if deepest < trace.num_layers:
-        knobs["max_layers"] = float(deepest)
+    knobs, last = {"threshold": float(way.thresholds[place])}, trace.num_exits - 1
+    if way.exits[-1] < last:
+        knobs["max_layers"] = float(trace.layers[way.exits[-1]])
     point = {"criterion": way.criterion.name, "settings": asdict(way.criterion), "knobs": knobs}
-    layers = (int(trace.layers[exit_]) for exit_ in way.exits)
-    return ExitChoice(tuple(layer for layer in layers if layer < trace.num_layers), point, held_out)
+    # By place, not by layers: several small models may take as many layers as the full one, which is still to come.
+    return ExitChoice(tuple(int(trace.layers[exit_]) for exit_ in way.exits if exit_ < last), point, held_out)
 
 
 def _ways(trace: Trace, criteria: Sequence[Scored], costs: Costs) -> list[_Way]:
@@ -148,21 +148,30 @@ def _ways(trace: Trace, criteria: Sequence[Scored], costs: Costs) -> list[_Way]:
     def way(criterion: Scored | None, exits: tuple[int, ...], marks: Any, left: npt.NDArray[np.int64]) -> _Way:
         places = np.array(exits)[left]
         passed = left + (places < last)  # exits asked: at the end of the model there is none
-        cost = trace.layers[places] * layer + costs.exit * passed
+        # At full depth smaller models that would answer first do not run at all.
+        executed = np.full(left.shape, trace.num_layers) if criterion is None else trace.layers[places]
+        cost = executed * layer + costs.exit * passed
         found = right[places, np.arange(trace.num_units)]
         return _Way(
-            criterion, exits, marks, left.astype(np.uint8), found.astype(np.float32), cost.astype(np.float32)
+            criterion, exits, marks, executed.astype(np.int16), found.astype(np.float32), cost.astype(np.float32)
         )  # fmt: skip
 
     nobody = np.zeros((1, trace.num_units), dtype=np.int64)
     found = [way(None, (last,), np.zeros(1), nobody)]
     said = {criterion: scores(trace, criterion) for criterion in criteria}
-    for exits in _sets(trace.num_exits, trace.num_units * THRESHOLDS):
+    for exits in _sets_of(trace):
         for criterion in criteria if len(exits) > 1 else criteria[:1]:
             knob, some = criterion.knobs["threshold"], said[criterion][list(exits)]
             marks = thresholds(running_minimum(some), knob, max_points=THRESHOLDS) if len(exits) > 1 else [knob.low]
             found.append(way(criterion, exits, np.asarray(marks), exits_at(some, np.asarray(marks))))
     return found
+
+
+def _sets_of(trace: Trace) -> list[tuple[int, ...]]:
+    """Sets of exits worth trying; several complete models answer one after another, and none of them is left out."""
+    if trace.full_layers is not None:
+        return [tuple(range(exits)) for exits in range(1, trace.num_exits + 1)]
+    return _sets(trace.num_exits, trace.num_units * THRESHOLDS)
 
 
 def _sets(exits: int, cells: int) -> list[tuple[int, ...]]:
@@ -227,10 +236,9 @@ def _seen_on(
     """What a choice is worth on rows."""
     way, place = ways[chosen[0]], chosen[1]
     accuracy, full = float(way.right[place, rows].mean()), float(reference[rows].mean())
-    executed = trace.layers[np.array(way.exits)[way.left[place, rows]]]
     return {
         "accuracy": accuracy,
         "lost": 100 * (full - accuracy),
-        "layer_speedup": float(trace.num_layers / executed.mean()),
+        "layer_speedup": float(trace.num_layers / way.layers[place, rows].mean()),
         "cost_fraction": float(way.cost[place, rows].sum() / ways[0].cost[0, rows].sum()),
     }
