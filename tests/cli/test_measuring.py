@@ -188,6 +188,8 @@ def test_tasks_that_are_not_of_one_label(
     assert set(result["full_depth"]) == (
         {"pearson", "spearman", "mse"} if kind == "regression" else {"accuracy", "f1_micro", "f1_macro"}
     )
+    assert {"accuracy", "layer_speedup", "wall_clock_speedup", "n", *result["full_depth"]} <= set(result)
+    assert (result["accuracy"] is None) == (kind == "regression")
     small = ("--splits", 2, "--resamples", 5, "--targets", 1.5)
     compared = cli("compare", run, "--data", data, *small, "--out", tmp_path, "--json").json
     assert compared["problem_type"] == kind

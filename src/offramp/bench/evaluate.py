@@ -29,7 +29,8 @@ def evaluate(
 
     Returns:
         ``n``; every metric of the task by name (``accuracy``, ``f1``, ...; regression: ``pearson``,
-        ``spearman``, ``mse``); ``full_depth`` with the same metrics;
+        ``spearman``, ``mse``, and ``accuracy`` None: of numbers none is simply right); ``full_depth`` with the task's
+        metrics;
         ``layer_speedup`` = full layers / mean layers executed; ``token_layer_fraction`` = sum of tokens x layers over
         that of full depth; ``wall_clock_speedup`` (median of full depth / median of ours, both without tokenisation),
         ``wall_clock`` with the rounds; ``exits`` (layer -> share of texts that left after it); ``operating_point`` in
@@ -53,6 +54,7 @@ def evaluate(
     depth = classifier.runtime.info.num_layers
     result: dict[str, Any] = {
         "n": len(texts),
+        "accuracy": None,  # stands in every result, so that programs need not know the task
         **scores["setting"],
         "metric": classifier.task.main_metric,
         "full_depth": scores["full"],

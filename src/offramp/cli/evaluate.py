@@ -65,7 +65,11 @@ def evaluate(
     attention: Attention = None,
     as_json: Json = False,
 ) -> None:
-    """Measure an operating point: scores, layer speed-up, and wall-clock speed-up against full depth."""
+    """Measure an operating point: scores, layer speed-up, and wall-clock speed-up against full depth.
+
+    --json always has accuracy (multi-label: of the whole set of labels; regression: null, as numbers are not right or
+    wrong, and pearson, spearman and mse tell), layer_speedup, wall_clock_speedup (null with --rounds 0) and n.
+    """
     from offramp.bench.evaluate import evaluate as measure
     from offramp.calibration.promise import summary_sentence
     from offramp.cli.recording import warn_of_trained
