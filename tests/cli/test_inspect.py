@@ -40,7 +40,8 @@ def test_numbers_are_those_of_the_formulas(
         best = values.index(max(values))
         doubt = entropy(values)
         assert entry["label"] == names[best]
-        assert entry["score"] == pytest.approx(1 - entry["confidence"], abs=1e-5)
+        assert entry["score"] == pytest.approx(1 - entry["doubt"], abs=1e-5)
+        assert "confidence" not in entry  # it would be taken for the probability
         assert entry["entropy"] == pytest.approx(doubt, abs=1e-5)
         if entry["layer"] == 3:  # the model's own head, which measures no distances
             assert entry["dr"] is None
@@ -164,14 +165,17 @@ def test_many_classes_are_two_distances(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_rule_that_is_not_among_the_usual_ones_is_shown_where_it_decides(capsys: pytest.CaptureFixture[str]) -> None:
     from offramp.cli import inspect
 
-    entry = {"layer": 1, "label": "c3", "score": 0.5, "confidence": 0.5, "entropy": 0.9, "other": 0.25, "left": True}
-    for criterion, expected in (("other", ["entropy", "other"]), ("confidence", ["confidence", "entropy"])):
+    entry = {"layer": 1, "label": "c3", "score": 0.5, "doubt": 0.5, "entropy": 0.9, "other": 0.25, "left": True}
+    for criterion, expected, rule in (
+        ("other", ["entropy", "other"], "other < 0.6."),
+        ("confidence", ["doubt", "entropy"], "doubt < 0.6 (criterion confidence)."),
+    ):
         for label, told in (("c3", ""), ("c4", " The answer is its own: c4.")):
             result = {"layers": [entry], "criterion": criterion, "knobs": {"threshold": 0.6}, "label": label}
             inspect._print({**result, "tokens": 3, "truncated": False})
             lines = capsys.readouterr().out.splitlines()
             assert lines[0].split() == ["layer", "says", "sure", *expected]
-            assert lines[-1] == f"Leaves at the first exit where {criterion} < 0.6.{told} 3 tokens."
+            assert lines[-1] == f"Leaves at the first exit where {rule}{told} 3 tokens."
 
 
 def test_a_label_is_printed_as_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,12 @@ def inspect(
     runtime: RuntimeName = None,
     as_json: Json = False,
 ) -> None:
-    """Show for each layer what its exit says of a text: prediction, entropy, distances, and where the text left."""
+    """Show for each layer what its exit says of a text: prediction, entropy, distances, and where the text left.
+
+    In --json a layer's score is the probability of its label (the column "sure"). The numbers that criteria compare
+    with their thresholds stand beside it: entropy, dr, edr and others by the criterion's name, and doubt, by which
+    confidence leaves: 1 - the largest probability (of several labels: of the least sure). Of all these lower is surer.
+    """
     from offramp.pipeline import load
     from offramp.runtimes import check_installed
 
@@ -96,8 +101,9 @@ def inspect_text(classifier: Any, setting: Any, text: str | tuple[str, str]) -> 
 
     Returns:
         ``text``, ``tokens``, ``truncated``, ``label``, ``score``, ``exit_layer``, ``criterion``, ``knobs`` and
-        ``layers``: for each exit ``layer``, ``label``, ``score``, one number for every scored criterion that fits
-        (``entropy``, ``confidence``, ``dr``, ``edr``; None where the exit measures no distances), ``delta`` for
+        ``layers``: for each exit ``layer``, ``label``, ``score`` (the label's probability), one number for every scored
+        criterion that fits, lower is surer (``entropy``, ``dr``, ``edr``, ...; ``doubt``, which is 1 - the largest
+        probability, for ``confidence``; None where the exit does not give what it needs), ``delta`` for
         regression (how far the number moved from the exit before; None at the first), ``distances`` by class where
         the exit measures them, and ``left``. ``promise``: what the operating point promises; None: nothing.
     """
@@ -116,7 +122,8 @@ def inspect_text(classifier: Any, setting: Any, text: str | tuple[str, str]) -> 
         label, score = classifier.task.read(trace.logits[stage.index, 0])
         entry: dict[str, Any] = {"layer": stage.layers, "label": label, "score": score}
         for name, criterion in signals.items():
-            entry[name] = float(criterion.score(stage, output)[0]) if criterion.needs <= output.extras.keys() else None
+            found = float(criterion.score(stage, output)[0]) if criterion.needs <= output.extras.keys() else None
+            entry[_measured(name)] = found
         if classifier.run.problem_type == "regression":
             entry["delta"] = _moved(trace, stage.index)
         if "distances" in output.extras:
@@ -142,6 +149,13 @@ def _moved(trace: Trace, place: int) -> float | None:
     return float(abs(trace.logits[place, 0, 0] - trace.logits[place - 1, 0, 0])) if place else None
 
 
+def _measured(name: str) -> str:
+    """What the number is called that a criterion holds against its threshold."""
+    from offramp.criteria import available
+
+    return str(getattr(available().get(name), "measure", "") or name)
+
+
 def _signals(classifier: Any, setting: Any) -> dict[str, Any]:
     """Every scored criterion that fits the model, the one in use with its own settings."""
     from offramp.criteria import Scored, available
@@ -159,7 +173,7 @@ def _signals(classifier: Any, setting: Any) -> dict[str, Any]:
 
 def _print(result: dict[str, Any]) -> None:
     layers = result["layers"]
-    used = result["criterion"]
+    used = _measured(result["criterion"])
     signals = [name for name in layers[0] if name in SIGNALS or name == used]
     classes = list(layers[0].get("distances", {}))
     every = len(classes) <= CLASSES_SHOWN
@@ -223,6 +237,7 @@ def _why(result: dict[str, Any]) -> str:
     cap = "" if layers is None else f", or after {layers:g} layers"
     if result["criterion"] == "depth" and not knobs:
         return f"Full depth, no early exit{cap}."
-    if result["criterion"] in result["layers"][0]:
-        return f"Leaves at the first exit where {result['criterion']} < {knobs['threshold']:.4g}{cap}."
+    if (measured := _measured(result["criterion"])) in result["layers"][0]:
+        by = "" if measured == result["criterion"] else f" (criterion {result['criterion']})"
+        return f"Leaves at the first exit where {measured} < {knobs['threshold']:.4g}{cap}{by}."
     return f"Leaves by {result['criterion']} ({', '.join(f'{k} {v:.4g}' for k, v in knobs.items())}){cap}."

@@ -140,6 +140,9 @@ class Scored(Criterion):
     ``score_name(criterion)``, and nothing but the comparison is left to do.
     """
 
+    measure: ClassVar[str] = ""
+    """What people read the score as, where the criterion's own name would say the opposite; empty: as its name."""
+
     @property
     def by_exit(self) -> bool:
         return type(self).follow is not Scored.follow

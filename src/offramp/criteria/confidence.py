@@ -45,6 +45,7 @@ class Confidence(Scored):
     summary: ClassVar[str] = "largest probability is high (doubt 1 - max p is low)"
     serves: ClassVar[frozenset[ProblemType]] = frozenset({"single_label_classification", "multi_label_classification"})
     knobs: ClassVar[Mapping[str, Knob]] = {"threshold": Knob(0.1, 0.0, 1.01, faster="up")}
+    measure: ClassVar[str] = "doubt"
 
     def __post_init__(self) -> None:
         super().__post_init__()
