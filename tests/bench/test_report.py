@@ -7,6 +7,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from offramp.bench.report import as_table, render_html, save_report
@@ -60,6 +61,31 @@ def test_long_texts_are_cut(result: dict[str, Any]) -> None:
 
 def test_without_texts_rows_are_numbered(result: dict[str, Any]) -> None:
     assert f"row {result['examples']['hardest'][0]['index']}<" in render_html(result, IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("multi_label_classification", ("<td>a, &lt;b&gt;</td><td>(none) (wrong)</td>", "the whole set is right")),
+        ("regression", ("<td>2.5</td><td>0.1235 (off by 2.377)</td>", "the error, the smaller the better")),
+    ],
+)
+def test_examples_of_other_tasks(result: dict[str, Any], kind: str, told: tuple[str, str]) -> None:
+    one = {"index": 0, "layer": 2, "label": ["a", "<b>"], "answer": [], "right": False, "error": None}
+    if kind == "regression":
+        one |= {"label": 2.5, "answer": 0.12345, "right": None, "error": 2.37655}
+    examples = {"by": "some row", "easiest": [one], "hardest": [one]}
+    page = render_html(result | {"problem_type": kind, "examples": examples}, IMAGE)
+    assert "By where some row lets them leave at 2x" in page
+    for part in told:
+        assert part in page
+    for heading in ("Easiest: leave first", "Hardest: stay longest"):
+        assert heading in page
+
+
+def test_without_examples_there_is_no_heading(result: dict[str, Any]) -> None:
+    page = render_html(result | {"examples": {"by": None, "easiest": [], "hardest": []}}, IMAGE)
+    assert "asiest" not in page
 
 
 def test_table(result: dict[str, Any]) -> None:

@@ -410,6 +410,46 @@ def test_examples(example: MakeTrace) -> None:
         assert one["label"] == str(trace.labels_known()[one["index"]])
 
 
+@pytest.mark.parametrize(("kind", "by"), [("multi_label_classification", "entropy"), ("regression", "patience_delta")])
+def test_examples_of_other_tasks(example: MakeTrace, kind: str, by: str) -> None:
+    trace = replace(
+        example(kind, units=60), id2label={0: "red", 1: "green", 2: "blue"} if kind[0] == "m" else {0: "value"}
+    )
+    examples = compare(trace, splits=3, resamples=10)["examples"]
+    assert examples["by"] == by
+    easiest, hardest = examples["easiest"], examples["hardest"]
+    assert len(easiest) == len(hardest) == 8
+    assert max(one["layer"] for one in easiest) <= min(one["layer"] for one in hardest)
+    for rows, sign in ((easiest, 1), (hardest, -1)):
+        far = []
+        for one in rows:
+            said = trace.logits[trace.layers.tolist().index(one["layer"]), one["index"]]
+            true = trace.labels_known()[one["index"]]
+            if kind == "regression":
+                error = abs(float(said[0]) - float(true))
+                assert (one["answer"], one["label"], one["right"]) == (float(said[0]), float(true), None)
+                assert one["error"] == pytest.approx(error)
+                far.append((sign * one["layer"], sign * error))
+                continue
+            for key, applies in (("answer", said > 0), ("label", true)):
+                assert one[key] == [name for name, yes in zip(("red", "green", "blue"), applies, strict=True) if yes]
+            assert one["right"] == (one["answer"] == one["label"])
+            assert one["error"] is None
+            worst = min(float(logit if yes else -logit) for logit, yes in zip(said, true, strict=True))
+            assert (worst > 0) == one["right"]
+            far.append((sign * one["layer"], -sign * worst))
+        assert far == sorted(far)
+
+
+def test_examples_where_nothing_tells_texts_apart(example: MakeTrace) -> None:
+    trace = example("regression")
+    examples = compare(trace, rules={"static": [make("depth", problem_type="regression")]}, splits=3, resamples=10)[
+        "examples"
+    ]
+    assert examples["by"] == "static"
+    assert examples["easiest"][0]["error"] < examples["hardest"][0]["error"]
+
+
 def test_what_is_refused(example: MakeTrace) -> None:
     trace = example()
     with pytest.raises(KnobError, match="1 or more"):

@@ -195,7 +195,9 @@ def test_tasks_that_are_not_of_one_label(
     assert compared["problem_type"] == kind
     for name, value in compared["full_depth"]["metrics"].items():
         assert value == pytest.approx(result["full_depth"][name], abs=1e-5)
-    assert (tmp_path / "report.html").exists()
+    report = (tmp_path / "report.html").read_text()
+    assert "Hardest: stay longest, furthest from right</h3>" in report
+    assert all(compared["examples"][which] for which in ("easiest", "hardest"))
 
 
 def test_compare_without_the_plotting_extra_says_so_before_it_computes(

@@ -25,7 +25,7 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.2rem; max-width: 62rem; font: 16px/1.5 system-ui, sans-serif;
        color: var(--ink); background: var(--paper); }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; } h3 { font-size: 1rem; }
 .soft, footer { color: var(--soft); font-size: .85rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
@@ -210,22 +210,56 @@ def _histogram_html(result: Mapping[str, Any]) -> str:
     return f"<h2>Where texts leave at {shown['target']:g}x</h2>" + "".join(blocks)
 
 
+_RIGHT_SIDE = {
+    "single_label_classification": "the logit of the label less the highest other",
+    "multi_label_classification": "the lowest of all labels' logits, with the sign turned where a label does not apply "
+    "(above 0 the whole set is right)",
+    "regression": "the error, the smaller the better",
+}
+"""How far an answer is on the right side, by problem type, as ``calibration.examples`` measures it."""
+
+
 def _examples_html(result: Mapping[str, Any], texts: Sequence[str] | None) -> str:
-    parts = []
+    parts = [_examples_said(result)]
     for kind, said in (("easiest", "Easiest: leave first"), ("hardest", "Hardest: stay longest, furthest from right")):
         rows = []
         for one in result["examples"][kind]:
             text = f"row {one['index']}" if texts is None else texts[one["index"]]
             text = text if len(text) <= 400 else text[:400] + " ..."
-            verdict = "right" if one["right"] else "wrong"
             rows.append(
-                f"<tr><td class='text'>{escape(text)}</td><td>{one['layer']}</td><td>{escape(one['label'])}</td>"
-                f"<td>{escape(one['answer'])} ({verdict})</td></tr>"
+                f"<tr><td class='text'>{escape(text)}</td><td>{one['layer']}</td>"
+                f"<td>{escape(_answer(one['label']))}</td>"
+                f"<td>{escape(_answer(one['answer']))} ({_verdict(one)})</td></tr>"
             )
         if rows:
             heads = "<tr><th>text</th><th>layer</th><th>label</th><th>answer</th></tr>"
-            parts.append(f"<h2>{said}</h2><div class='scroll'><table>{heads}{''.join(rows)}</table></div>")
+            parts.append(f"<h3>{said}</h3><div class='scroll'><table>{heads}{''.join(rows)}</table></div>")
     return "".join(parts)
+
+
+def _examples_said(result: Mapping[str, Any]) -> str:
+    """Heading, and what easy and hard mean here."""
+    by = result["examples"]["by"]
+    if by is None:
+        return ""
+    return (
+        f"<h2>Easiest and hardest texts</h2><p class='soft'>By where {escape(by)} lets them leave at "
+        f"{result['histogram']['target']:g}x (median of the splits); at the same layer by how far the answer is on the "
+        f"right side: {escape(_RIGHT_SIDE[result['problem_type']])}.</p>"
+    )
+
+
+def _answer(said: str | float | Sequence[str]) -> str:
+    """A class, labels or a number, as people read it."""
+    if isinstance(said, str):
+        return said
+    return f"{said:.4g}" if isinstance(said, float) else ", ".join(said) or "(none)"
+
+
+def _verdict(one: Mapping[str, Any]) -> str:
+    if one["error"] is not None:
+        return f"off by {one['error']:.4g}"
+    return "right" if one["right"] else "wrong"
 
 
 def _footer_html(result: Mapping[str, Any], notes: Mapping[str, str]) -> str:

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.calibration.examples import easiest_and_hardest
 from offramp.calibration.fitting import FITS, Fitted, held_out_scores
 from offramp.calibration.sweep import candidates
 from offramp.criteria import Criterion, Scored, make
@@ -48,7 +49,6 @@ CURVE_TARGETS = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8
 Floats = NDArray[np.float64]
 LEVEL = 0.95
 _GRID = 300  # thresholds a criterion and setting
-_EXAMPLES = 8
 _DRAWN = 64  # resamples at a time, where a metric is made of counts
 
 _FIT_ROWS = 64  # fewer teach nothing
@@ -107,8 +107,11 @@ def compare(
                      by), settings (chosen most often), against_baseline (gap), against_full_depth (gap)}
                 curve    cells at CURVE_TARGETS, without gaps, shares, knobs and settings
             histogram    {target, shares: {row name: [E] or None}} at 2x (the first target where 2 is none)
-            examples     {easiest, hardest}: rows as {index, layer, label, answer, right}, by the baseline at
-                         the histogram's target; other than single-label: both empty
+            examples     {by, easiest, hardest}: rows as {index, layer, label, answer, right, error}: who leaves first
+                         and is furthest on the right side, who stays longest and is furthest from it
+                         (``calibration.examples``), as the row ``by`` of the table does at the histogram's target: the
+                         baseline, or the first that tells texts apart. label and answer are names, lists of names
+                         or numbers; right: the whole set; numbers have an error and None for right
 
     Raises:
         DataError: no labels, or fewer than four items, or too few for settings that are to be learned.
@@ -152,7 +155,7 @@ def compare(
             for row in rows
         ],
         "histogram": {"target": shown, "shares": {name: _shares(found[shown]) for name, found in results.items()}},
-        "examples": _examples(bench, None if against is None else against[shown]),
+        "examples": _examples(bench, results, baseline, shown),
     }
 
 
@@ -805,33 +808,19 @@ def _oracle(bench: _Bench) -> dict[str, Any] | None:
     }
 
 
-def _examples(bench: _Bench, result: _Result | None) -> dict[str, list[dict[str, Any]]]:
-    """Texts that leave first and are clearest, and those that stay longest and are furthest from right."""
-    trace = bench.trace
-    if trace.problem_type != "single_label_classification" or result is None:
-        return {"easiest": [], "hardest": []}
-    exits, units = result.exits, np.arange(trace.num_units)
-    answers = trace.logits[exits, units]
-    labels = trace.labels_known()
-    others = np.where(np.arange(answers.shape[1]) == labels[:, None], -np.inf, answers).max(axis=1)
-    margin = answers[units, labels] - others
-    order = np.lexsort((-margin, exits))
-
-    def shown(unit: int) -> dict[str, Any]:
-        answer = int(answers[unit].argmax())
-        return {
-            "index": int(unit),
-            "layer": int(trace.layers[exits[unit]]),
-            "label": trace.id2label.get(int(labels[unit]), str(int(labels[unit]))),
-            "answer": trace.id2label.get(answer, str(answer)),
-            "right": answer == int(labels[unit]),
-        }
-
-    count = min(_EXAMPLES, trace.num_units // 2)
-    return {
-        "easiest": [shown(unit) for unit in order[:count]],
-        "hardest": [shown(unit) for unit in order[::-1][:count]],
-    }
+def _examples(
+    bench: _Bench, results: Mapping[str, dict[float, _Result | None]], baseline: str | None, target: float
+) -> dict[str, Any]:
+    """Easiest and hardest texts, by the baseline; by the first row that tells texts apart, where that one does not."""
+    reached = {name: found[target] for name, found in results.items()}
+    first = [] if baseline is None else [baseline]
+    names = [name for name in [*first, *results] if reached[name] is not None]
+    # At a static exit all leave together: that is a last resort.
+    by = next((name for name in names if name not in ("static", "depth")), names[0] if names else None)
+    result = None if by is None else reached[by]
+    if result is None:
+        return {"by": None, "easiest": [], "hardest": []}
+    return {"by": by, **easiest_and_hardest(bench.trace, result.exits)}
 
 
 def _about(bench: _Bench) -> Mapping[str, Any]:
