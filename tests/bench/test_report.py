@@ -98,3 +98,14 @@ def test_table(result: dict[str, Any]) -> None:
     assert "not reached" in shown
     assert "full depth" in shown
     assert "oracle" in shown
+    assert result["oracle"]["rule"] not in shown  # it goes by what the table scores
+
+
+def test_an_oracle_that_goes_by_another_score_than_the_table_says_so(result: dict[str, Any]) -> None:
+    rule = "The oracle goes by <accuracy>."
+    other = result | {"metric": "f1_micro", "oracle": result["oracle"] | {"rule": rule}}
+    output = StringIO()
+    Console(file=output, width=140).print(as_table(other))
+    assert rule in output.getvalue()
+    assert "The oracle goes by &lt;accuracy&gt;." in render_html(other, IMAGE)
+    assert "oracle" not in render_html(result | {"oracle": None}, IMAGE)

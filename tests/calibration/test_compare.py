@@ -410,6 +410,49 @@ def test_examples(example: MakeTrace) -> None:
         assert one["label"] == str(trace.labels_known()[one["index"]])
 
 
+@pytest.mark.parametrize(
+    ("kind", "metric", "said"),
+    [
+        ("single_label_classification", None, "that is right, at the last where none is."),
+        (
+            "single_label_classification",
+            "f1",
+            "that is right, at the last where none is: it goes by accuracy, not by f1.",
+        ),
+        ("multi_label_classification", "accuracy", "whose whole set of labels is right, at the last where none is."),
+        (
+            "multi_label_classification",
+            None,
+            "whose whole set of labels is right, at the last where none is: it goes by accuracy (exact match), not by "
+            "f1_micro: by that score another row may be better.",
+        ),
+    ],
+)
+def test_the_oracle_says_what_it_goes_by(example: MakeTrace, kind: str, metric: str | None, said: str) -> None:
+    trace = example(kind)
+    rules = {"entropy": [make("entropy", problem_type=kind)]}
+    found = compare(trace, rules=rules, splits=2, resamples=5, metric=metric)["oracle"]
+    assert (found["by"], found["rule"]) == ("accuracy", f"The oracle leaves at the first exit {said}")
+
+
+def test_the_oracle_is_no_bound_on_f1() -> None:
+    """One exit is nearly right, the last is all wrong: the oracle, which wants the whole set, waits for the last."""
+    labels = np.ones((40, 3), dtype=bool)
+    first, last = np.where([True, True, False], 1, -1), -np.ones(3)
+    trace = Trace(
+        logits=np.stack([np.tile(first, (40, 1)), np.tile(last, (40, 1))]).astype(np.float32),
+        layers=np.array([1, 2]),
+        lengths=np.ones(40, dtype=np.int64),
+        problem_type="multi_label_classification",
+        id2label={0: "a", 1: "b", 2: "c"},
+        labels=labels,
+    )
+    result = compare(trace, splits=2, resamples=5, targets=(2.0,))
+    assert row_of(result, "static")["cells"][0]["score"] == pytest.approx(0.8)
+    assert result["oracle"]["score"] == 0
+    assert "another row may be better" in result["oracle"]["rule"]
+
+
 @pytest.mark.parametrize(("kind", "by"), [("multi_label_classification", "entropy"), ("regression", "patience_delta")])
 def test_examples_of_other_tasks(example: MakeTrace, kind: str, by: str) -> None:
     trace = replace(

@@ -41,9 +41,13 @@ footer { margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: .8r
 
 def as_table(result: Mapping[str, Any]) -> Table:
     """The comparison for a terminal: a row each contender, a column each target."""
+    full, best = result["full_depth"], result["oracle"]
+    caption = "In brackets: the layer speed-up reached on the rows scored. 'not reached': no knob is that fast."
+    if best is not None and best["by"] != result["metric"]:
+        caption += f"\n{best['rule']}"
     table = Table(
         title=f"{result['metric']} x 100 at a layer speed-up, with 95 % intervals ({_how(result)})",
-        caption="In brackets: the layer speed-up reached on the rows scored. 'not reached': no knob is that fast.",
+        caption=caption,
         caption_justify="left",
     )
     table.add_column("")
@@ -53,7 +57,6 @@ def as_table(result: Mapping[str, Any]) -> Table:
     for row in result["rows"]:
         area = f"{100 * row['area']:.1f}"
         table.add_row(row["name"], *(_cell(cell, lines="\n") for cell in row["cells"]), area)
-    full, best = result["full_depth"], result["oracle"]
     filler = [""] * max(0, len(result["targets"]) - 1)
     if result["targets"]:
         table.add_section()
@@ -184,8 +187,9 @@ def _exits_html(result: Mapping[str, Any]) -> str:
     best = result["oracle"]
     if best is not None:
         rows.append(f"<tr><td>oracle</td><td>{best['layer_speedup']:.2f}x</td>{_metrics(best, names)}</tr>")
+    said = "" if best is None else f"<p class='soft'>{escape(best['rule'])}</p>"
     return (
-        "<h2>Every exit by itself</h2><p class='soft'>The oracle leaves at the first exit that is right.</p>"
+        f"<h2>Every exit by itself</h2>{said}"
         f"<div class='scroll'><table><tr><th></th><th>layers</th>{heads}</tr>{''.join(rows)}</table></div>"
     )
 

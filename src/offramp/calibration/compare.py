@@ -96,7 +96,8 @@ def compare(
             baseline (name of the row that gaps are taken against), runtime, batch_size, dtype, model, versions,
             full_depth   {score, interval, metrics}
             exits        one for each static exit: {layer, layer_speedup, score, interval, metrics}
-            oracle       {score, interval, layer_speedup, metrics, shares [E]}, or None for regression
+            oracle       {by (accuracy, whatever the metric is), rule (in words), score, interval, layer_speedup,
+                          metrics, shares [E]}, or None for regression
             rows         one for each contender: {name, criterion, label, areas, area, area_interval, cells, curve}
                 area     mean score over layer fractions 1/L..1 (``curves.area``), on rows not chosen on
                 area_interval  as wide as that of the curve of the settings chosen most often
@@ -802,10 +803,24 @@ def _oracle(bench: _Bench) -> dict[str, Any] | None:
         return None
     outcome = oracle(bench.trace)
     return {
+        "by": "accuracy",
+        "rule": _oracle_rule(bench),
         **bench.answer(outcome.answers),
         "layer_speedup": bench.trace.num_layers / float(bench.trace.layers[outcome.exits].mean()),
         "shares": _counted(bench, outcome.exits),
     }
+
+
+def _oracle_rule(bench: _Bench) -> str:
+    """By what the oracle leaves, and whether that is what is scored."""
+    several = bench.trace.problem_type == "multi_label_classification"
+    what = "whose whole set of labels is right" if several else "that is right"
+    rule = f"The oracle leaves at the first exit {what}, at the last where none is"
+    if bench.metric == "accuracy":
+        return f"{rule}."
+    # A set that is nearly right counts for F1 and not for the oracle, which so is no bound on F1.
+    beaten = ": by that score another row may be better" if several else ""
+    return f"{rule}: it goes by accuracy{' (exact match)' if several else ''}, not by {bench.metric}{beaten}."
 
 
 def _examples(

@@ -266,9 +266,10 @@ def static_exits(trace: Trace) -> list[dict[str, float]]:
 
 
 def oracle(trace: Trace) -> Outcome:
-    """Leave at the shallowest exit that is right, at the last one if none is.
+    """Leave at the shallowest exit that is right (multi-label: the whole set), at the last one if none is.
 
-    No criterion can beat it that answers with an exit's own answer.
+    No criterion can beat its accuracy that answers with an exit's own answer. Other metrics it does not look at: a set
+    of labels that is nearly right counts for F1, and not here.
 
     Raises:
         UnsupportedError: regression, where no answer is simply right.
