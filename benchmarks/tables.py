@@ -24,6 +24,15 @@ RESULTS = ROOT / "benchmarks" / "results"
 Result = Mapping[str, Any]
 
 
+_READS = {
+    "attention": "a mean over tokens, weighed by a learned query",
+    "mean": "the mean over tokens",
+    "cls": "the first token",
+    "backbone": "what the model's own head reads",
+}
+"""What an exit reads, by the name of its pooling."""
+
+
 def sst2(result: Result) -> str:
     """Criteria at layer speed-ups, and seconds, of DE3-BERT trained on SST-2."""
     comparison, plain = result["comparison"], result["plain"]
@@ -31,8 +40,10 @@ def sst2(result: Result) -> str:
     heads = " | ".join(f"{target:g}x layers" for target in comparison["targets"])
     lines = [
         f"DE3-BERT on SST-2 ({result['setup']['rows']['train']:,} rows, {result['setup']['epochs']} epochs, "
-        f"{result['setup']['encoder']}; {comparison['n']} dev rows). Full depth {_score(full)}; a plain fine-tune of "
-        f"the same set-up: {_plain(plain)}.",
+        f"{result['setup']['encoder']}; {comparison['n']} dev rows): learning rate {result['setup']['learning_rate']:g}, "
+        f"of the heads {result['setup']['head_learning_rate']:g}; early exits read "
+        f"{_READS[result['setup']['early_exit_pooling']]}; the last checkpoint, not the best on dev. "
+        f"Full depth {_score(full)}; a plain fine-tune of the same set-up: {_plain(plain)}.",
         "",
         f"| accuracy, knobs chosen on the other half | {heads} |",
         "|---|" + "---|" * len(comparison["targets"]),
