@@ -35,14 +35,14 @@ _READS = {
 
 def sst2(result: Result) -> str:
     """Criteria at layer speed-ups, and seconds, of DE3-BERT trained on SST-2."""
-    comparison, plain = result["comparison"], result["plain"]
+    comparison, plain, setup = result["comparison"], result["plain"], result["setup"]
     full = comparison["full_depth"]
     heads = " | ".join(f"{target:g}x layers" for target in comparison["targets"])
     lines = [
-        f"DE3-BERT on SST-2 ({result['setup']['rows']['train']:,} rows, {result['setup']['epochs']} epochs, "
-        f"{result['setup']['encoder']}; {comparison['n']} dev rows): learning rate {result['setup']['learning_rate']:g}, "
-        f"of the heads {result['setup']['head_learning_rate']:g}; early exits read "
-        f"{_READS[result['setup']['early_exit_pooling']]}; the last checkpoint, not the best on dev. "
+        f"DE3-BERT on SST-2 ({setup['rows']['train']:,} rows, {setup['epochs']} epochs, {setup['encoder']}; "
+        f"{comparison['n']} dev rows): learning rate {setup['learning_rate']:g}, of the heads "
+        f"{setup['head_learning_rate']:g}; early exits read {_READS[setup['early_exit_pooling']]}; the last "
+        "checkpoint, not the best on dev. "
         f"Full depth {_score(full)}; a plain fine-tune of the same set-up: {_plain(plain)}.",
         "",
         f"| accuracy, knobs chosen on the other half | {heads} |",
