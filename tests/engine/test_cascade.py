@@ -133,4 +133,4 @@ def test_rows_that_wait_for_a_larger_model_carry_no_hidden_states() -> None:
     engine.add([Unit(i, text) for i, text in enumerate(TEXTS)], {"threshold": 0.0})
     engine.step()
     assert engine.in_flight > 0
-    assert all(rows.hidden.shape[-1] == 0 for rows in engine._parked[1])
+    assert all(group.rows.hidden.shape[-1] == 0 for group in engine._parked[1])

@@ -215,12 +215,12 @@ def test_survivors_of_different_batches_meet():
 
 
 def test_nothing_is_compacted_where_all_stay_or_all_leave(monkeypatch):
-    from offramp.engine import engine as module
+    from offramp.engine import rows as module
 
-    def no(*_):
+    def no(*_, **__):
         raise AssertionError("a needless copy")
 
-    for name in ("take", "merge", "trim"):
+    for name in ("gather", "take", "merge", "trim"):
         monkeypatch.setattr(module, name, no)
     engine = Engine(fake(False), Depth(), pad_token=0, waste=float("inf"))
     engine.add(units(range(6)), {"layers": 3})

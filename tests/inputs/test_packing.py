@@ -2,12 +2,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import array_api_strict
 import numpy as np
 import pytest
+from array_api_compat import array_namespace, device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offramp.inputs.packing import keep, merge, trim
+from offramp.inputs.packing import gather, keep, merge, take, trim
 from offramp.types import Batch
 
 torch = pytest.importorskip("torch")
@@ -146,6 +148,56 @@ def test_what_does_not_fit_together_is_refused() -> None:
         merge([(np.zeros(1),), (None,)])
     with pytest.raises(ValueError, match="zip"):
         merge([(np.zeros(1),), (np.zeros(1), np.zeros(1))])
+
+
+def send(numbers: np.ndarray, like: Any) -> Any:
+    xp = array_namespace(like)
+    return xp.asarray(numbers, device=device(like))
+
+
+LIBRARIES = {"numpy": np.asarray, "torch": torch.from_numpy, "strict": array_api_strict.asarray}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(0, 3)), min_size=1, max_size=4),
+    st.sampled_from(sorted(LIBRARIES)),
+    st.sampled_from([(), (3,)]),
+    st.data(),
+)
+def test_gather_is_merge_of_what_take_gives(
+    shapes: list[tuple[int, int, int]], library: str, rest: tuple[int, ...], data: st.DataObject
+) -> None:
+    parts, slowly = [], []
+    for number, (rows, width, more) in enumerate(shapes):
+        # A corner of something wider, as what a runtime gives may be.
+        whole = np.random.default_rng(number).normal(size=(rows + more, width + more, *rest)).astype(np.float32)
+        array = LIBRARIES[library](whole)[:rows, :width, ...]
+        wanted = np.array(sorted(data.draw(st.sets(st.integers(0, rows - 1), min_size=1))))
+        parts.append((array, wanted))
+        slowly.append(take(send(wanted, array), array, rows))
+    width = max(width for _, width, _ in shapes)
+    room = data.draw(st.sampled_from([None, (30, width + 2)]))
+    found = gather(parts, width, send, room=room)
+    expected = merge(slowly)
+    assert found.shape == expected.shape
+    assert type(found) is type(expected)
+    start = 0
+    for array, wanted in parts:
+        inside = (slice(start, start + len(wanted)), slice(0, array.shape[1]), ...)
+        np.testing.assert_array_equal(np.asarray(found[inside]), np.asarray(expected[inside]))
+        start += len(wanted)
+    assert np.isfinite(np.asarray(found)).all()  # padding too
+
+
+def test_gather_takes_the_room_it_is_given() -> None:
+    array = np.arange(12, dtype=np.float32).reshape(3, 2, 2)
+    found = gather([(array, np.array([0, 2]))], 2, send, room=(4, 3))
+    whole = found.base
+    assert whole.shape == (4, 3, 2)
+    np.testing.assert_array_equal(whole[:2, :2], array[[0, 2]])
+    assert (whole[2:] == 0).all()
+    assert np.isfinite(whole).all()
 
 
 def test_works_on_strict_array_api_arrays() -> None:

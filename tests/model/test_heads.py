@@ -12,7 +12,7 @@ from torch import Tensor
 from offramp.errors import KnobError
 from offramp.model.heads import Head, Reader, Surroundings, make_head
 from offramp.model.heads.prototypical import distances_to
-from offramp.model.pooling import pool_tokens
+from offramp.model.pooling import AttentionPool, pool_tokens
 
 NETWORKS = ("linear", "mlp", "identity", "attention")
 DISTANCES = ("euclidean", "squared", "cosine")
@@ -198,6 +198,30 @@ def test_a_width_that_is_none_is_refused(width: Any) -> None:
 def test_a_dropout_that_is_none_is_refused(name: str, dropout: Any) -> None:
     with pytest.raises(KnobError, match=r"head\.dropout must be"):
         make_head(name, surroundings(), {"dropout": dropout})
+
+
+@pytest.mark.parametrize("padding", [0.0, 7.0, math.inf, math.nan])
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_attention_pooling_reads_no_padding_whatever_it_holds(mode: Any, padding: float) -> None:
+    pool = AttentionPool(16)
+    torch.nn.init.normal_(pool.query)
+    with mode():
+        states = hidden()
+        there = torch.arange(states.shape[1])[None] < LENGTHS[:, None]
+        found = pool(torch.where(there[..., None], states, padding), LENGTHS)
+        for row, length in enumerate(LENGTHS.tolist()):
+            tokens = states[row, :length]
+            expected = (tokens @ pool.query).softmax(dim=0) @ tokens
+            torch.testing.assert_close(found[row], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_a_traced_attention_pooling_looks_at_no_number() -> None:
+    pool = AttentionPool(16)
+    with torch.no_grad():
+        traced = torch.jit.trace(pool, (hidden(), LENGTHS), check_trace=False)
+        states = hidden()
+        states[0, int(LENGTHS[0]) :] = math.inf
+        torch.testing.assert_close(traced(states, LENGTHS), pool(states, LENGTHS))
 
 
 def test_pooling() -> None:

@@ -31,7 +31,7 @@ from offramp.runtimes import openvino as module
 from offramp.runtimes.export.onnx import export_onnx
 from offramp.runtimes.export.openvino import export_openvino, quantised
 from offramp.runtimes.manifest import FORMAT, read_manifest
-from offramp.runtimes.openvino import OpenvinoRuntime, has_bfloat16, padded_rows
+from offramp.runtimes.openvino import OpenvinoRuntime, _padded, has_bfloat16, padded_rows
 from offramp.traces.replay import replay
 
 TEXTS = ["a lovely gem of a film", "the dull town", "gem " * 60, "weird, crooked people and their music", "a"]
@@ -272,6 +272,18 @@ def test_hidden_states_of_two_batches_do_not_share_memory(run: Path) -> None:
     del made, hidden
     gc.collect()
     assert not len(runtime._said)
+
+
+def test_hidden_states_in_the_corner_of_their_room_are_not_copied(run: Path) -> None:
+    runtime = OpenvinoRuntime(variant(run, "float32"), threads=1)
+    room = runtime.room(9, 5)
+    whole = np.zeros((*room, 4), dtype=np.float32)
+    assert room > (9, 5)
+    assert _padded(whole[:9, :5], room) is whole
+    for other in (whole[1:10, :5], whole[:9, 1:6], np.zeros((9, 5, 4), np.float32), whole[:9, :5].copy()):
+        padded = _padded(other, room)
+        assert padded.shape == whole.shape
+        assert not np.shares_memory(padded, whole)
 
 
 # Exports that cannot be used

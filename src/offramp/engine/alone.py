@@ -15,10 +15,20 @@ import numpy.typing as npt
 from array_api_compat import array_namespace, device
 
 from offramp.criteria.base import Criterion, Scored, score_name
-from offramp.engine.units import Finished, Unit, check_fits, check_tokens, decide, resolve_knobs, to_host
+from offramp.engine.units import (
+    Finished,
+    Unit,
+    check_fits,
+    check_tokens,
+    decide,
+    decides_on_host,
+    on_host,
+    resolve_knobs,
+    to_host,
+)
 from offramp.inputs.batching import pad
 from offramp.runtimes.base import Memory, RunsSingle, Runtime, RuntimeInfo
-from offramp.types import Batch, Knobs, Stage
+from offramp.types import Array, Knobs, Stage
 
 __all__ = ["Alone", "answers_in_one_call", "in_one_call"]
 
@@ -41,6 +51,7 @@ class Alone:
         self._runtime, self._criterion, self._info = runtime, criterion, runtime.info
         [self._settings] = resolve_knobs(criterion, knobs, 1)
         self._in_one_call = answers_in_one_call(self._info, criterion)
+        self._on_host = decides_on_host(self._info)
         self._knobs: Knobs | None = None
 
     def answer(self, unit: Unit) -> Finished:
@@ -55,8 +66,10 @@ class Alone:
         return self._by_stages(unit)
 
     def _by_stages(self, unit: Unit) -> Finished:
-        hidden, batch = self._runtime.embed(_inputs(unit))
-        knobs, state = self._knobs_beside(batch), self._criterion.start(batch.lengths)
+        inputs = _inputs(unit)
+        hidden, batch = self._runtime.embed(inputs)
+        lengths = inputs["lengths"] if self._on_host else batch.lengths
+        knobs, state = self._knobs_beside(lengths), self._criterion.start(lengths)
         memory: Memory = {}
         cap, executed, stages = self._settings["max_layers"], 0, self._info.stages
         for stage in stages:
@@ -69,15 +82,16 @@ class Alone:
             if goes_on:
                 continue
             output, memory = self._runtime.exit(stage, hidden, batch, memory)
-            decision, state = decide(self._criterion, stage, replace(output, lengths=batch.lengths), state, knobs)
+            output = on_host(output, lengths) if self._on_host else replace(output, lengths=lengths)
+            decision, state = decide(self._criterion, stage, output, state, knobs)
             if stage.is_last or cap <= stage.layers or bool(decision.leave[0]):
                 return Finished(unit.id, to_host(decision.answer)[0], stage.layers, executed, stage.index)
         raise AssertionError("no stage was the last one. This is a bug in the runtime's list of stages.")
 
-    def _knobs_beside(self, batch: Batch) -> Knobs:
-        """The criterion's knobs [1] as arrays of the runtime; texts after the first find them made."""
+    def _knobs_beside(self, lengths: Array) -> Knobs:
+        """The criterion's knobs [1] as arrays like the lengths; texts after the first find them made."""
         if self._knobs is None:
-            xp, where = array_namespace(batch.lengths), device(batch.lengths)
+            xp, where = array_namespace(lengths), device(lengths)
             self._knobs = {
                 name: xp.asarray([self._settings[name]], dtype=xp.float64, device=where)
                 for name in self._criterion.knobs

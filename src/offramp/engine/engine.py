@@ -15,25 +15,33 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
-from array_api_compat import array_namespace, device
 
 from offramp.criteria.base import Criterion
 from offramp.engine.alone import answers_in_one_call, in_one_call
 from offramp.engine.lanes import Lanes
+from offramp.engine.rows import Group, Rows, gathered, without_hidden
 from offramp.engine.scheduler import Scheduler
 from offramp.engine.transfers import Told, Transfers
-from offramp.engine.units import Finished, KnobsFor, Unit, check_fits, check_tokens, decide, resolve_knobs
+from offramp.engine.units import (
+    Finished,
+    KnobsFor,
+    Unit,
+    check_fits,
+    check_tokens,
+    decide,
+    decides_on_host,
+    on_host,
+    resolve_knobs,
+)
 from offramp.errors import DataError, KnobError, OfframpError
 from offramp.inputs.batching import pad
-from offramp.inputs.packing import merge, take, trim
-from offramp.runtimes.base import Runtime, RuntimeInfo
-from offramp.types import Array, Batch, Knobs, Stage, State
+from offramp.runtimes.base import Pads, Runtime, RuntimeInfo
+from offramp.types import Knobs, Stage
 
 __all__ = ["Counts", "Engine"]
 
@@ -60,27 +68,11 @@ class Counts:
 
 
 @dataclass(eq=False, slots=True)
-class _Rows:
-    """Rows before one stage. Every field has the row as its first axis. Only the step that took them changes them."""
-
-    ids: _Int
-    lengths: _Int
-    knobs: Mapping[str, npt.NDArray[np.float64]]
-    """The criterion's, and ``max_layers``: in numpy, and sent where an exit is asked."""
-    executed: _Int
-    """Layers computed for it so far."""
-    hidden: Array
-    batch: Batch
-    state: State
-    memory: Mapping[str, Array] = field(default_factory=dict)
-
-
-@dataclass(eq=False, slots=True)
 class _Asked:
     """Rows that are with an exit: who of them leaves is on its way to the host."""
 
     stage: Stage
-    rows: _Rows
+    rows: Rows
     told: Told
     ids: set[int]
     """Of rows that nobody cancelled since."""
@@ -141,6 +133,8 @@ class Engine:
         self._runtime, self._criterion, self._pad_token, self._max_rows = runtime, criterion, pad_token, max_rows
         self._stages = runtime.info.stages
         self._runs_single = answers_in_one_call(runtime.info, criterion)
+        self._on_host = decides_on_host(runtime.info)
+        self._room = runtime.room if isinstance(runtime, Pads) else None
         self._scheduler = Scheduler(
             len(self._stages),
             max_rows=max_rows,
@@ -151,7 +145,7 @@ class Engine:
             go_on=_enough_tokens(runtime.info) if go_on is None else go_on,
         )
         self._inputs: dict[int, tuple[Unit, Mapping[str, float]]] = {}
-        self._parked: list[list[_Rows]] = [[] for _ in self._stages]
+        self._parked: list[list[Group]] = [[] for _ in self._stages]
         self._asked: deque[_Asked] = deque()
         self._transfers = Transfers(runtime)
         self._token_types: bool | None = None
@@ -228,12 +222,12 @@ class Engine:
         if work is None:
             return [] if asked is None else self._settle(asked)
         if work.stage:
-            return self._through(self._stages[work.stage], _fit(_merge(parked)))
+            return self._through(self._stages[work.stage], self._gathered(parked))
         if self._runs_single and len(inputs) == 1:
             return [self._in_one_call(*inputs[0])]
         return self._through(self._stages[0], self._admit(inputs))
 
-    def _through(self, stage: Stage, rows: _Rows) -> list[Finished]:
+    def _through(self, stage: Stage, rows: Rows) -> list[Finished]:
         """Run a stage and ask its exit. Returns those that left, where it is their turn to be known."""
         all_go_on = self._nobody_leaves(stage, rows)
         # Where the next model starts from the inputs, nobody would need what this one computes.
@@ -250,12 +244,15 @@ class Engine:
             asked = self._asked.popleft()
         return self._settle(asked)
 
-    def _ask(self, stage: Stage, rows: _Rows) -> _Asked:
+    def _ask(self, stage: Stage, rows: Rows) -> _Asked:
         """What the exit of a stage says, on its way to the host."""
         output, memory = self._runtime.exit(stage, rows.hidden, rows.batch, rows.memory)
-        output = replace(output, lengths=rows.batch.lengths)
-        send = partial(self._transfers.send, like=rows.batch.lengths)
-        knobs: Knobs = {name: send(rows.knobs[name]) for name in self._criterion.knobs}
+        knobs: Knobs = {name: rows.knobs[name] for name in self._criterion.knobs}
+        if self._on_host:
+            output = on_host(output, rows.lengths)
+        else:
+            output = replace(output, lengths=rows.batch.lengths)
+            knobs = {name: self._transfers.send(column, rows.batch.lengths) for name, column in knobs.items()}
         decision, state = decide(self._criterion, stage, output, rows.state, knobs)
         rows.memory, rows.state = memory, state
         return _Asked(stage, rows, self._transfers.fetch(decision), set(rows.ids.tolist()))
@@ -283,14 +280,14 @@ class Engine:
         self._count(slice(finished.exit_index + 1), rows=1, tokens=tokens, positions=tokens)
         return finished
 
-    def _compute(self, stage: Stage, rows: _Rows) -> None:
+    def _compute(self, stage: Stage, rows: Rows) -> None:
         """Run the layers of a stage."""
         shape = rows.batch.tokens.shape
         self._count(stage.index, rows=shape[0], tokens=int(rows.lengths.sum()), positions=shape[0] * shape[1])
         rows.hidden = self._runtime.run(stage, rows.hidden, rows.batch)
         rows.executed = rows.executed + (stage.last_layer - stage.first_layer)
 
-    def _nobody_leaves(self, stage: Stage, rows: _Rows) -> bool:
+    def _nobody_leaves(self, stage: Stage, rows: Rows) -> bool:
         """Whether it is known, without running the exit, that all rows go on."""
         if stage.is_last or self._runtime.info.remembers or (rows.knobs["max_layers"] <= stage.layers).any():
             return False
@@ -395,7 +392,7 @@ class Engine:
 
     def _clear(self) -> None:
         """Forget all units: whoever reads a stream may stop in the middle."""
-        parked = (int(row) for groups in self._parked for rows in groups for row in rows.ids)
+        parked = (int(row) for groups in self._parked for group in groups for row in group.ids)
         self.cancel([*self._inputs, *parked, *(row for asked in self._asked for row in asked.ids)])
 
     def _count(self, stages: int | slice, *, rows: int, tokens: int, positions: int) -> None:
@@ -406,57 +403,54 @@ class Engine:
             self.counts.tokens[stages] += tokens
             self.counts.padded_tokens[stages] += positions
 
-    def _admit(self, taken: Sequence[tuple[Unit, Mapping[str, float]]]) -> _Rows:
+    def _admit(self, taken: Sequence[tuple[Unit, Mapping[str, float]]]) -> Rows:
         """Embed inputs: rows that have passed no exit yet."""
         ids = [unit.id for unit, _ in taken]
         texts, settings = [unit.encoded for unit, _ in taken], [each for _, each in taken]
         inputs = pad(texts, ids, pad_token=self._pad_token, token_types=bool(self._token_types))
         hidden, batch = self._runtime.embed(inputs)
-        return _Rows(
+        return Rows(
             ids=inputs["ids"],
             lengths=inputs["lengths"],
             knobs={name: np.array([each[name] for each in settings], dtype=np.float64) for name in settings[0]},
             executed=np.zeros(len(ids), dtype=np.int64),
             hidden=hidden,
             batch=batch,
-            state=self._criterion.start(batch.lengths),
+            state=self._criterion.start(inputs["lengths"] if self._on_host else batch.lengths),
         )
 
-    def _take(self, stage: int, ids: list[int]) -> list[_Rows]:
+    def _take(self, stage: int, ids: list[int]) -> list[Group]:
         """Take rows out of the groups parked before a stage."""
         groups = self._parked[stage]
         if groups and groups[-1].ids.tolist() == ids:  # the survivors of the step before, going on
             return [groups.pop()]
-        self._parked[stage] = []
-        if sum(len(rows.ids) for rows in groups) == len(ids):
-            return groups
-        taken, these = [], set(ids)
-        for rows in groups:
-            wanted = np.array([row in these for row in rows.ids.tolist()])
+        taken, rest, these = [], [], set(ids)
+        for group in groups:
+            wanted = np.array([row in these for row in group.ids.tolist()])
             if wanted.any():
-                taken.append(self._keep(wanted, rows))
+                taken.append(Group(group.rows, group.left[wanted]))
             if not wanted.all():
-                self._parked[stage].append(self._keep(~wanted, rows))
+                rest.append(self._compacted(Group(group.rows, group.left[~wanted])))
+        self._parked[stage] = rest
         return taken
 
-    def _park(self, stage: int, rows: _Rows, stay: npt.NDArray[np.bool_]) -> None:
-        """Compact the rows that stay: drop the others, then the padding that only the others needed."""
+    def _park(self, stage: int, rows: Rows, stay: npt.NDArray[np.bool_]) -> None:
+        """Let those that stay wait before a stage."""
         if self._stages[stage].starts_from == "inputs":
-            rows.hidden = _nothing(rows.hidden)
-        rows = _fit(self._keep(stay, rows))
+            rows = without_hidden(rows)
+        group = self._compacted(Group(rows, np.flatnonzero(stay)))
         with self._lock:
-            self._parked[stage].append(rows)
-            self._scheduler.put(stage, rows.ids.tolist(), rows.lengths.tolist())
+            self._parked[stage].append(group)
+            self._scheduler.put(stage, group.ids.tolist(), rows.lengths[stay].tolist())
 
-    def _keep(self, mask: npt.NDArray[np.bool_], rows: _Rows) -> _Rows:
-        """The rows where the mask is true; where that is all of them, nothing is copied."""
-        if mask.all():
-            return rows
-        numbers = self._transfers.send(np.flatnonzero(mask), rows.batch.lengths)
-        there = (rows.hidden, rows.batch, rows.state, rows.memory)
-        hidden, batch, state, memory = take(numbers, there, len(rows.ids))
-        knobs = {name: column[mask] for name, column in rows.knobs.items()}
-        return _Rows(rows.ids[mask], rows.lengths[mask], knobs, rows.executed[mask], hidden, batch, state, memory)
+    def _compacted(self, group: Group) -> Group:
+        """A group that does not keep much more than what waits: at most twice as many rows."""
+        if not group.is_sparse:
+            return group
+        return Group(self._gathered([group]), np.arange(len(group.left)))
+
+    def _gathered(self, groups: Sequence[Group]) -> Rows:
+        return gathered(groups, self._transfers.send, self._room)
 
 
 def _enough_tokens(info: RuntimeInfo) -> float:
@@ -468,27 +462,3 @@ def _check_new(units: Sequence[Unit], done: Mapping[int, Finished]) -> None:
     for unit in units:
         if unit.id in done:
             raise DataError(f"unit {unit.id} came twice: give every unit an id of its own")
-
-
-def _nothing(hidden: Array) -> Array:
-    """[B, L, H] -> [B, L, 0]: what is kept of hidden states that no stage will read, so that none are moved about."""
-    xp = array_namespace(hidden)
-    return xp.zeros((*hidden.shape[:2], 0), dtype=hidden.dtype, device=device(hidden))
-
-
-def _merge(groups: Sequence[_Rows]) -> _Rows:
-    if len(groups) == 1:
-        return groups[0]
-    hidden, batch, state, memory = merge([(rows.hidden, rows.batch, rows.state, rows.memory) for rows in groups])
-    columns = zip(*((rows.ids, rows.lengths, rows.executed) for rows in groups), strict=True)
-    ids, lengths, executed = (np.concatenate(column) for column in columns)
-    knobs = {name: np.concatenate([rows.knobs[name] for rows in groups]) for name in groups[0].knobs}
-    return _Rows(ids, lengths, knobs, executed, hidden, batch, state, memory)
-
-
-def _fit(rows: _Rows) -> _Rows:
-    """Cut padding that no row needs."""
-    longest = int(rows.lengths.max())
-    if longest < rows.batch.tokens.shape[1]:
-        rows.hidden, rows.batch = trim(rows.hidden, rows.batch, longest)
-    return rows

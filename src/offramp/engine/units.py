@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from offramp.criteria.base import MAX_LAYERS, Criterion
 from offramp.errors import DataError, KnobError, UnsupportedError
 from offramp.inputs.tokens import Encoded
 from offramp.runtimes.base import RuntimeInfo
-from offramp.types import Array, Decision, ExitOutput, Knobs, Stage, State
+from offramp.types import Array, Decision, ExitOutput, Knobs, Lazily, Stage, State
 
 __all__ = [
     "Finished",
@@ -23,6 +24,8 @@ __all__ = [
     "check_fits",
     "check_tokens",
     "decide",
+    "decides_on_host",
+    "on_host",
     "resolve_knobs",
     "to_host",
 ]
@@ -115,8 +118,34 @@ def decide(
     return criterion.step(stage, output, state, knobs)
 
 
+def decides_on_host(info: RuntimeInfo) -> bool:
+    """Whether criteria decide in numpy, whatever library computes the layers.
+
+    The memory is the same where it computes on the CPU, and on a handful of numbers a text each of numpy's calls takes
+    a fraction of torch's.
+    """
+    return info.device == "cpu" and not info.deferred
+
+
+def on_host(output: ExitOutput, lengths: npt.NDArray[np.int64]) -> ExitOutput:
+    """What an exit says in numpy: without a copy, and extras when they are asked for.
+
+    Args:
+        output: of a runtime on the CPU.
+        lengths: [B] tokens of each text.
+    """
+    extras = Lazily({name: partial(_extra, output, name) for name in output.extras})
+    return ExitOutput(to_host(output.logits), extras, output.layout, lengths)
+
+
+def _extra(output: ExitOutput, name: str) -> npt.NDArray[Any]:
+    return np.asarray(output.extras[name])
+
+
 def to_host(array: Array) -> npt.NDArray[Any]:
     """A floating array of any library in numpy: float64 as it is, all others as float32, which holds them exactly."""
+    if isinstance(array, np.ndarray) and array.dtype in (np.float32, np.float64):
+        return array
     xp = array_namespace(array)
     if array.dtype != xp.float64:  # numpy knows no bfloat16
         array = xp.astype(array, xp.float32, copy=False)

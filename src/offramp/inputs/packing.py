@@ -1,6 +1,7 @@
 """The only two ways a batch changes: ``keep`` some rows, ``merge`` several batches into one; and ``trim``.
 
 ``take`` is ``keep`` for whoever knows the numbers of the rows: on a GPU a mask would have to be looked at first.
+``gather`` is ``merge`` of what ``take`` gives, for arrays with an axis of tokens: they are large, and copied once.
 
 Everything that travels with a row (hidden states, batch, memory, state, knobs) goes through the same two functions,
 so that no part can fall out of step with another: ``merge`` of what ``keep`` split is what was there, up to the order
@@ -14,14 +15,17 @@ be the very arrays that went in.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
+import numpy as np
+import numpy.typing as npt
 from array_api_compat import array_namespace, device, is_torch_array
 
 from offramp.types import Array, Batch
 
-__all__ = ["keep", "merge", "take", "trim"]
+__all__ = ["gather", "keep", "merge", "take", "trim"]
 
 Tree = TypeVar("Tree")
 
@@ -142,6 +146,67 @@ def _concat(arrays: Sequence[Array]) -> Array:
         merged[start : start + array.shape[0], : array.shape[1], ...] = array
         start += array.shape[0]
     return merged
+
+
+def gather(
+    parts: Sequence[tuple[Array, npt.NDArray[np.int64]]],
+    width: int,
+    send: Callable[[npt.NDArray[np.int64], Array], Array],
+    room: tuple[int, int] | None = None,
+) -> Array:
+    """Rows of several arrays in one, every number copied once.
+
+    Args:
+        parts: at least one array [B, L, ...], all alike but for B and L, with the numbers [B'] of the rows wanted.
+        width: W: positions of the result. Where an array has fewer, its last one stands beyond them: padding.
+        send: numbers of the host as an array like another.
+        room: rows and positions of the memory that the result is a corner of: padding beside its rows, and zeros
+            below them. None: just what the result needs.
+
+    Returns:
+        [sum of B', W, ...]; with ``room`` a view of it.
+    """
+    first, total = parts[0][0], sum(len(rows) for _, rows in parts)
+    most_rows, most = room or (total, width)
+    xp = array_namespace(first)
+    whole = xp.empty((most_rows, most, *first.shape[2:]), dtype=first.dtype, device=device(first))
+    made = xp.reshape(whole, (most_rows * most, *first.shape[2:]))
+    start = 0
+    for array, rows in parts:
+        flat, pitch = _by_position(array)
+        places = (rows[:, None] * pitch + np.minimum(np.arange(most), array.shape[1] - 1)).reshape(-1)
+        _take_into(made[start : start + len(places), ...], flat, send(places, array))
+        start += len(places)
+    made[start:, ...] = 0
+    return whole if room is None else whole[:total, :width, ...]
+
+
+def _take_into(made: Array, flat: Array, places: Array) -> None:
+    """Write the entries of these numbers."""
+    if is_torch_array(flat):
+        array_namespace(flat).index_select(flat, 0, places, out=made)
+    elif isinstance(flat, np.ndarray):
+        np.take(flat, places, axis=0, out=made, mode="clip")  # with mode "raise" numpy would copy twice
+    else:
+        made[...] = array_namespace(flat).take(flat, places, axis=0)
+
+
+def _by_position(array: Array) -> tuple[Array, int]:
+    """[B, L, ...] as [positions, ...], and how many of these a row is apart from the next: no copy of a corner."""
+    rows, width, *rest = array.shape
+    if is_torch_array(array):
+        steps, entry, dense = array.stride(), math.prod(rest), array[0, 0].is_contiguous()
+    elif isinstance(array, np.ndarray):
+        steps, entry, dense = array.strides, math.prod(rest) * array.itemsize, array[0, 0].flags.c_contiguous
+    else:
+        return array_namespace(array).reshape(array, (rows * width, *rest)), width
+    if not dense or not entry or steps[1] != entry or steps[0] % entry:
+        return array.reshape((rows * width, *rest)), width
+    pitch = steps[0] // entry
+    shape = ((rows - 1) * pitch + width, *rest)
+    if isinstance(array, np.ndarray):
+        return np.lib.stride_tricks.as_strided(array, shape, steps[1:], writeable=False), pitch
+    return array.as_strided(shape, steps[1:]), pitch
 
 
 def trim(hidden: Array, batch: Batch, longest: int | None = None) -> tuple[Array, Batch]:

@@ -28,7 +28,7 @@ def pool_tokens(hidden: Tensor, lengths: Tensor, pooling: Literal["cls", "mean"]
     """``cls`` or ``mean`` pooling: [B, L, H] -> [B, H]. Padding is on the right."""
     if pooling == "cls":
         return hidden[:, 0]
-    hidden, _ = _without_padding(hidden, lengths)
+    hidden = _without(_padding(hidden, lengths), hidden)
     return hidden.sum(dim=1) / lengths[:, None].to(hidden.dtype)
 
 
@@ -49,14 +49,35 @@ class AttentionPool(nn.Module):
 
 def weighed(hidden: Tensor, scores: Tensor, lengths: Tensor) -> Tensor:
     """The mean over unpadded tokens, weighed by the softmax of their scores: [B, L, H], [B, L], [B] -> [B, H]."""
-    hidden, padding = _without_padding(hidden, lengths)
+    padding = _padding(hidden, lengths)
     weights = scores.masked_fill(padding, -math.inf).softmax(dim=-1)
-    pooled: Tensor = (weights[:, None] @ hidden).squeeze(1)
-    return pooled
+    if _may_look(hidden):
+        # A copy of all hidden states is most of what an exit costs here, and padding is seldom anything but finite.
+        pooled = _mean(weights, hidden)
+        if bool(pooled.isfinite().all()):
+            return pooled
+    return _mean(weights, _without(padding, hidden))
 
 
-def _without_padding(hidden: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Hidden states with zeros for padding, and where that is: [B, L]."""
-    padding = torch.arange(hidden.shape[1], device=hidden.device) >= lengths[:, None]
+def _mean(weights: Tensor, hidden: Tensor) -> Tensor:
+    mean: Tensor = (weights[:, None] @ hidden).squeeze(1)
+    return mean
+
+
+def _may_look(hidden: Tensor) -> bool:
+    """Whether looking at a number makes nobody wait, and comes into no graph."""
+    traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if traced or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return hidden.device.type == "cpu"
+
+
+def _padding(hidden: Tensor, lengths: Tensor) -> Tensor:
+    """Where padding is: [B, L]."""
+    return torch.arange(hidden.shape[1], device=hidden.device) >= lengths[:, None]
+
+
+def _without(padding: Tensor, hidden: Tensor) -> Tensor:
+    """Hidden states with zeros for padding."""
     # masked_fill and not a weight of 0: padding may hold anything, and 0 * inf is not 0.
-    return hidden.masked_fill(padding[:, :, None], 0.0), padding
+    return hidden.masked_fill(padding[:, :, None], 0.0)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from offramp.types import Array, Batch, ExitOutput, ProblemType, Stage
 
-__all__ = ["Defers", "Memory", "RunsSingle", "Runtime", "RuntimeInfo", "StageCost"]
+__all__ = ["Defers", "Memory", "Pads", "RunsSingle", "Runtime", "RuntimeInfo", "StageCost"]
 
 Memory = Mapping[str, Array]
 """What heads remember of each unit between exits: name -> array whose first axis is the unit."""
@@ -96,6 +96,16 @@ class Defers(Protocol):
 
     def fetch(self, array: Array) -> Callable[[], Array]:
         """Begin to bring an array of floats to numpy. What is returned waits for it, not for what came after it."""
+
+
+@runtime_checkable
+class Pads(Protocol):
+    """What a runtime can do besides, where it computes with more rows and tokens than it is given."""
+
+    def room(self, rows: int, width: int) -> tuple[int, int]:
+        """With how many rows and tokens it computes a batch: hidden states in the corner of such an array, zeros or
+        anything finite around them, need not be copied.
+        """
 
 
 class RunsSingle(Protocol):

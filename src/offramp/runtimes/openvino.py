@@ -41,6 +41,9 @@ __all__ = ["FOLDERS", "OpenvinoRuntime", "core", "has_bfloat16", "padded_rows"]
 FOLDERS: Mapping[str, str] = {"int8": "int8", "float32": "float32", "bfloat16": "float32"}
 """dtype -> the exported graphs that it runs: bfloat16 is another way of running float32's."""
 
+_HIDDEN = 3
+"""Axes of hidden states."""
+
 _FEW = 8
 """Up to so many rows, a batch has just as many as it has: there a row more would cost more than a new shape."""
 
@@ -132,16 +135,13 @@ class OpenvinoRuntime:
     def run(self, stage: Stage, hidden: Array, batch: Batch, active: Array | None = None) -> Array:
         """The layers of one stage, and its exit with them; after the last, hidden states of width 0."""
         rows, width = batch.tokens.shape
-        shape = (padded_rows(rows), self._padded_width(width))
+        shape = self.room(rows, width)
         loaded = self._layers[stage.index]
-        before = self._said.of(hidden).get("hidden") if hidden in self._said else None
         given = feeds(loaded.graph, hidden, batch, {})
-        if "hidden" in given and before is not None and before.shape[:2] == shape:
-            given["hidden"] = before  # whole, as the stage before gave it: nobody has left
         said = self._call(loaded, {name: _padded(array, shape) for name, array in given.items()}, shape)
         whole = said.get("hidden")
         after = np.zeros((rows, width, 0), dtype=np.float32) if whole is None else whole[:rows, :width]
-        said = {name: value if name == "hidden" else value[:rows] for name, value in said.items()}
+        said = {name: value[:rows] for name, value in said.items() if name != "hidden"}
         if said:
             self._said.keep(after, said)
         return after
@@ -158,6 +158,10 @@ class OpenvinoRuntime:
         given = feeds(loaded.graph, hidden, batch, memory)
         arrays = {name: np.ascontiguousarray(array) for name, array in given.items()}
         return output_of(self._call(loaded, arrays, batch.tokens.shape))
+
+    def room(self, rows: int, width: int) -> tuple[int, int]:
+        """With how many rows and tokens a batch is computed; see ``runtimes.base.Pads``."""
+        return padded_rows(rows), self._padded_width(width)
 
     def _padded_width(self, width: int) -> int:
         """In steps, but never beyond what the model reads: it has no positions there."""
@@ -239,11 +243,23 @@ def has_bfloat16() -> bool:
 def _padded(array: npt.NDArray[Any], shape: tuple[int, int]) -> npt.NDArray[Any]:
     """An array [B, ...] or [B, L, ...] with so many rows and tokens, contiguous; as it is where it is so already.
 
-    A row of padding has one token, a zero, so that nothing divides by nothing.
+    A row of padding has one token, a zero, so that nothing divides by nothing. Hidden states may be a corner of an
+    array of that shape (``room``, or what a stage gave of which nobody has left): then it is that, padding and all.
     """
     wanted = (*shape, *array.shape[2:])[: max(1, array.ndim)]
     if array.shape == wanted:
         return np.ascontiguousarray(array)
+    whole = array.base
+    if array.ndim == _HIDDEN and isinstance(whole, np.ndarray) and whole.shape == wanted and _begins(array, whole):
+        return whole
     made = np.ones(wanted, array.dtype) if array.ndim == 1 else np.zeros(wanted, array.dtype)
     made[tuple(slice(size) for size in array.shape)] = array
     return made
+
+
+def _begins(corner: npt.NDArray[Any], whole: npt.NDArray[Any]) -> bool:
+    """Whether a view starts where the array does that it is one of."""
+    there: int = whole.__array_interface__["data"][0]
+    return (
+        whole.flags.c_contiguous and corner.strides == whole.strides and corner.__array_interface__["data"][0] == there
+    )
