@@ -26,6 +26,7 @@ from offramp.bench.suite_run import Places, run_suite
 from offramp.bench.suite_tables import compute
 from offramp.cli.common import quiet_transformers
 from offramp.cli.suite import list_cells
+from offramp.errors import OfframpError
 from offramp.traces.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +37,15 @@ COMMAND = "python benchmarks/compare.py --tables"
 
 
 def main() -> None:
-    options = _parser().parse_args()
+    try:
+        run(_parser().parse_args())
+    except OfframpError as error:
+        print(f"compare.py: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Check, write tables, or train what is missing."""
     if options.check:
         sys.exit(0 if page_now() == PAGE.read_text(encoding="utf-8") else f"{PAGE.name} is stale: run with --tables")
     if options.tables:
