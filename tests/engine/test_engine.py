@@ -220,7 +220,7 @@ def test_nothing_is_compacted_where_all_stay_or_all_leave(monkeypatch):
     def no(*_, **__):
         raise AssertionError("a needless copy")
 
-    for name in ("gather", "take", "merge", "trim"):
+    for name in ("gather", "take", "merge"):
         monkeypatch.setattr(module, name, no)
     engine = Engine(fake(False), Depth(), pad_token=0, waste=float("inf"))
     engine.add(units(range(6)), {"layers": 3})

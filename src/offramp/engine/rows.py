@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from array_api_compat import array_namespace, device
 
-from offramp.inputs.packing import gather, merge, take, trim
+from offramp.inputs.packing import gather, merge, take
 from offramp.types import Array, Batch, State
 
 __all__ = ["Group", "Rows", "gathered", "without_hidden"]
@@ -77,7 +77,7 @@ def gathered(
         room: rows and tokens for which memory is taken, where a runtime computes with more (``runtimes.base.Pads``).
     """
     if len(groups) == 1 and groups[0].is_whole:
-        return _fitted(groups[0].rows)
+        return groups[0].rows  # as they were computed: nothing is moved, and no padding is there for others
     ids, lengths, executed = (
         np.concatenate([column[group.left] for group, column in zip(groups, columns, strict=True)])
         for columns in zip(*((each.rows.ids, each.rows.lengths, each.rows.executed) for each in groups), strict=True)
@@ -119,14 +119,6 @@ def _an_array(tree: Any) -> Array | None:
         children = tree.values() if isinstance(tree, Mapping) else tree
         return next((found for found in map(_an_array, children) if found is not None), None)
     return tree
-
-
-def _fitted(rows: Rows) -> Rows:
-    """Cut padding that no row needs."""
-    longest = int(rows.lengths.max())
-    if longest < rows.batch.tokens.shape[1]:
-        rows.hidden, rows.batch = trim(rows.hidden, rows.batch, longest)
-    return rows
 
 
 def without_hidden(rows: Rows) -> Rows:

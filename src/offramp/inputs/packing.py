@@ -1,7 +1,8 @@
 """The only two ways a batch changes: ``keep`` some rows, ``merge`` several batches into one; and ``trim``.
 
 ``take`` is ``keep`` for whoever knows the numbers of the rows: on a GPU a mask would have to be looked at first.
-``gather`` is ``merge`` of what ``take`` gives, for arrays with an axis of tokens: they are large, and copied once.
+``gather`` is ``merge`` of what ``take`` gives, trimmed, for arrays with an axis of tokens: they are large, and copied
+once. The engine goes by it; ``keep`` and ``trim`` are what it is held to, and runtimes with it.
 
 Everything that travels with a row (hidden states, batch, memory, state, knobs) goes through the same two functions,
 so that no part can fall out of step with another: ``merge`` of what ``keep`` split is what was there, up to the order
