@@ -218,7 +218,7 @@ def _json_lines(lines: Iterable[str], source: str) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
+            values = json.loads(line.rstrip("\r\n"))  # or a string cut short would be one with a line break in it
         except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{source}, line {number} is not JSON, or is cut short ({_reason(error)}): "
@@ -233,7 +233,15 @@ def _json_lines(lines: Iterable[str], source: str) -> Iterator[Row]:
 
 
 def _reason(error: Exception) -> str:
-    return f"{error.msg} at character {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+    if not isinstance(error, json.JSONDecodeError):
+        return str(error)
+    return f"{error.msg.removesuffix(' at')} at character {_place(error)[1]}"
+
+
+def _place(error: json.JSONDecodeError) -> tuple[int, int]:
+    """Line and character, from 1. What ends too soon ends with its last line, not with the empty one after it."""
+    at = min(error.pos, len(error.doc.rstrip()))
+    return error.doc.count("\n", 0, at) + 1, at - error.doc.rfind("\n", 0, at)
 
 
 def _kind(value: object) -> str:
@@ -248,7 +256,7 @@ def _json_list(lines: Iterable[str], source: str) -> Iterator[Row]:
     try:
         items = json.loads("".join(lines))
     except (ValueError, RecursionError) as error:
-        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        line = f", line {_place(error)[0]}" if isinstance(error, json.JSONDecodeError) else ""
         raise DataError(f"{source}{line} is not JSON, or is cut short ({_reason(error)})") from error
     for number, values in enumerate(items, 1):
         if not isinstance(values, dict):
