@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -122,7 +123,7 @@ def predict(
         print("A text a line; Ctrl-D ends.", file=sys.stderr)
     rows: Iterable[tuple[str, Text]]
     if texts:
-        rows = _arguments(texts, classifier.columns)
+        rows = _arguments(texts, classifier.columns, run)
     else:
         rows = _rows(input or "-", split_columns(text_columns), classifier.columns)
     source = _checked(rows, classifier.tokenizer)
@@ -163,14 +164,15 @@ def _checked(rows: Iterable[tuple[str, Text]], tokenizer: Tokenizer) -> Iterator
         yield text
 
 
-def _arguments(texts: Sequence[str], columns: files.Columns | None) -> list[tuple[str, Text]]:
+def _arguments(texts: Sequence[str], columns: files.Columns | None, run: Path) -> list[tuple[str, Text]]:
     """The texts of the command line, each with its number; pairs, where the run was trained on pairs."""
     if columns is None or len(columns.text) == 1:  # each a text of its own
         return [(f"text {number}", text) for number, text in enumerate(texts, 1)]
     if len(texts) % 2:
+        given = "one text is half of one" if len(texts) == 1 else f"{len(texts)} texts make none"
         raise DataError(
-            f"this run was trained on pairs ({', '.join(columns.text)}), and {len(texts)} texts make none: "
-            "give them two by two"
+            f"this run was trained on pairs ({', '.join(columns.text)}), and {given}: give both texts of each pair, "
+            f'each in quotes: offramp predict {run} "FIRST" "SECOND"'
         )
     return [(f"pair {number}", pair) for number, pair in enumerate(zip(texts[::2], texts[1::2], strict=True), 1)]
 
@@ -185,8 +187,9 @@ def _rows(source: str, text_columns: Sequence[str] | None, prefer: files.Columns
             )
             if prefer is not None and len(columns.text) != len(prefer.text):
                 kind = "pairs" if len(prefer.text) == 2 else "single texts"
+                how = "two with --text_columns A,B" if len(prefer.text) == 2 else "one with --text_columns"
                 raise DataError(
                     f"this run was trained on {kind} ({', '.join(prefer.text)}), not on {' and '.join(columns.text)}: "
-                    f"name {len(prefer.text)} with --text_columns"
+                    f"name {how}"
                 )
         yield row.where, files.text_of(row, columns)

@@ -377,7 +377,7 @@ def find_columns(
     if text_columns is None and prefer is not None and len(text) != len(prefer.text):
         raise DataError(
             f"{where} has text in {' and '.join(text)}, but the model was trained on {_listed(prefer.text)}, "
-            f"{'a pair' if len(prefer.text) == 2 else 'a single text'}: name the columns to read with --text_columns"
+            + _how_to_give(prefer)
         )
     if label_column is not None:
         if label_column not in present:
@@ -394,6 +394,14 @@ def find_columns(
             f"{where} has no label column with a usual name (it has {_listed(present)}): name it with --label_column"
         )
     return Columns(text, label)
+
+
+def _how_to_give(columns: Columns) -> str:
+    """What a row must look like for a model that was trained on these columns."""
+    if len(columns.text) == 1:
+        return "a single text: name the column to read with --text_columns"
+    row = ", ".join(f"{json.dumps(name, ensure_ascii=False)}: ..." for name in columns.text)
+    return f"a pair: give both in each row, such as {{{row}}}, or name the two columns to read with --text_columns"
 
 
 def _given_text(present: list[str], names: Sequence[str], where: str) -> tuple[str] | tuple[str, str]:
