@@ -294,6 +294,60 @@ def test_runs_that_say_less(trained: Path, tmp_path: Path) -> None:
         offramp.load(run, batch_size=0)
 
 
+@pytest.fixture
+def pointless(trained: Path, tmp_path: Path) -> Path:
+    """A run without operating points, and one point was all it had."""
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    (run / "operating_points.json").unlink()
+    return run
+
+
+def recipe_is(run: Path, name: str, **settings: Any) -> Path:
+    config = json.loads((run / "config.json").read_text())
+    config["offramp"] |= {"recipe": name, "recipe_settings": settings}
+    (run / "config.json").write_text(json.dumps(config))
+    return run
+
+
+def test_without_points_knobs_are_those_of_the_recipes_criterion(
+    pointless: Path, trained: Path, texts: Callable[[str], list[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    classifier, whole = offramp.load(pointless), offramp.load(trained)
+    for wish in ({"threshold": 0.3}, {"knobs": {"threshold": 0.3}}, {"threshold": 0.3, "max_layers": 2}):
+        assert classifier.setting(**wish) == whole.setting(**wish)
+    assert classifier(texts(KINDS[0]), threshold=0.3) == whole(texts(KINDS[0]), threshold=0.3)
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [f"{pointless} has no operating_points.json: leaving by 'edr', as its recipe 'de3bert' has it"]
+    assert classifier.setting(speedup=1.5) == whole.setting(speedup=1.5)
+    with pytest.raises(KnobError, match="leaves by 'edr', which has no patience"):
+        classifier.setting(knobs={"patience": 1})
+    changed = offramp.load(recipe_is(pointless, "de3bert", **{"criterion.lam": 3.0}))
+    assert changed.setting(threshold=0.3).criterion == make("edr", lam=3.0)
+    patient = offramp.load(recipe_is(pointless, "pabee")).setting(knobs={"patience": 2})
+    assert (patient.criterion, patient.knobs) == (make("patience"), {"patience": 2})
+
+
+def test_without_points_the_command_is_named_that_makes_one(pointless: Path) -> None:
+    def refused(**wishes: Any) -> str:
+        with pytest.raises((KnobError, RunError)) as caught:
+            offramp.load(pointless).setting(**wishes)
+        return str(caught.value)
+
+    said = f"{pointless} has no operating_points.json: `offramp calibrate {pointless} --data DATA"
+    for wishes in ({}, {"max_layers": 2}):
+        how = "--max-risk 0.01 --criterion edr` makes one, or give --threshold or --full-depth"
+        assert refused(**wishes) == f"{said} {how}"
+    (pointless / "traces" / "dev.safetensors").unlink()
+    assert "--speedup 2 --criterion edr` makes a point" in refused(speedup=2.0)
+    recipe_is(pointless, "righttool")  # its temperature was learned, and is lost
+    how = "--criterion confidence` makes one, or give --full-depth"
+    assert refused(threshold=0.1) == f"{said} --max-risk 0.01 {how}"
+    assert refused(speedup=2.0) == f"{said} --speedup 2 {how}"
+    recipe_is(pointless, "of somebody")
+    how = "--max-risk 0.01 --criterion CRITERION` makes one, or give --full-depth"
+    assert refused(threshold=0.1) == f"{said} {how}"
+
+
 def test_what_is_no_number_is_refused_as_such(trained: Path) -> None:
     for wrong in ("3", 2.5, True):
         with pytest.raises(KnobError, match="batch_size must be a whole number of 1 or more"):

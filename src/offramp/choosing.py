@@ -13,7 +13,8 @@ from offramp.calibration.points import OperatingPoint
 from offramp.calibration.promise import CONFIDENCE, percent, promise_kind
 from offramp.calibration.sweep import choose
 from offramp.criteria import Criterion, make
-from offramp.errors import KnobError, RunError
+from offramp.errors import KnobError, OfframpError, RunError
+from offramp.recipes import load_recipe
 from offramp.run import Run, weights_hash
 from offramp.runtimes import RuntimeInfo
 from offramp.settings import is_number
@@ -116,11 +117,10 @@ class Chooser:
 
     def _with_knobs(self, given: Mapping[str, float], cap: Mapping[str, float]) -> Setting:
         """The default operating point, or its criterion with other knobs."""
-        point = self.default_point
-        if not given and not cap:
-            return self._as_it_is(point)
-        self._check_origin(point)
-        criterion = make(point.criterion, **point.settings)
+        if not given:
+            point = self.default_point
+            return self._capped(point, cap) if cap else self._as_it_is(point)
+        criterion, knobs = self._rule()
         if not isinstance(given, Mapping):
             raise KnobError(f"knobs must be a mapping from names to numbers, not {given!r}")
         unknown = sorted(given.keys() - criterion.knobs.keys())
@@ -131,8 +131,51 @@ class Chooser:
             )
         for name, value in given.items():
             criterion.knobs[name].check(name, value)
-        origin = "as given" if given else f"operating point {point.name!r}"
-        return Setting(criterion, {**point.knobs, **given, **cap}, origin)
+        return Setting(criterion, {**knobs, **given, **cap}, "as given")
+
+    def _rule(self, command: str = "") -> tuple[Criterion, Mapping[str, float]]:
+        """The criterion whose knobs a request sets, and what they are unless it does.
+
+        The default operating point's; of a run without one the recipe's, as long as nothing of it had to be learned.
+
+        Raises:
+            RunError: there is none.
+        """
+        if self.points:
+            point = self.default_point
+            self._check_origin(point)
+            return make(point.criterion, **point.settings), point.knobs
+        criterion, whole = self._of_recipe
+        if criterion is None or not whole:
+            raise self._no_points(command)
+        self._warn_once(
+            "no points",
+            f"{self.run.folder} has no operating_points.json: leaving by {criterion.name!r}, as its recipe "
+            f"{self.run.recipe!r} has it",
+        )
+        return criterion, {name: knob.default for name, knob in criterion.knobs.items()}
+
+    @cached_property
+    def _of_recipe(self) -> tuple[Criterion | None, bool]:
+        """The criterion of the run's recipe, where that is known; and whether nothing of it was learned in training."""
+        settings = self.run.section.get("recipe_settings") or {}
+        try:
+            recipe = load_recipe(self.run.recipe).changed(settings)
+            criterion = recipe.criterion(self.run.problem_type)
+        except OfframpError:  # of an offramp, or of somebody, that had another recipe of that name
+            return None, False
+        return criterion, recipe.learns(self.run.problem_type) is None and criterion.fit is None
+
+    def _no_points(self, command: str = "") -> RunError:
+        """What to do about a run without operating points; ``command``: how what was asked for is made."""
+        criterion, whole = self._of_recipe
+        name = "CRITERION" if criterion is None else criterion.name
+        knob = "--threshold" if criterion is not None and "threshold" in criterion.knobs else "--knob"
+        command = command or f"offramp calibrate {self.run.folder} --data DATA --max-risk 0.01"
+        return RunError(
+            f"{self.run.folder} has no operating_points.json: `{command} --criterion {name}{self._on_what_serves()}` "
+            f"makes one, or give {f'{knob} or ' if whole else ''}--full-depth"
+        )
 
     def _capped(self, point: OperatingPoint, cap: Mapping[str, float]) -> Setting:
         """An operating point that leaves sooner than it was made to: nothing is promised of that."""
@@ -151,15 +194,16 @@ class Chooser:
         made = self._made_for(speedup)
         if made is not None:
             return self._as_it_is(made) if not cap else self._capped(made, cap)
-        command = f"`offramp calibrate {self.run.folder} --data DATA --speedup {speedup:g}"
+        calibrate = f"offramp calibrate {self.run.folder} --data DATA --speedup {speedup:g}"
+        command = f"`{calibrate}"
         if calibrated := [asked for point in self.points if (asked := point.asked.get("speedup"))]:
             raise KnobError(
                 f"no operating point of {self.run.folder} was calibrated for a layer speed-up of {speedup:g}, the "
                 f"highest is {max(calibrated):g}: {command}{self._on_what_serves()}` makes one, or ask for less"
             )
-        point = self.default_point
-        self._check_origin(point)
-        criterion = make(point.criterion, **point.settings)
+        criterion, _ = self._rule(calibrate)
+        if not self.points:
+            command += f" --criterion {criterion.name}"
         dev = self.run.folder / "traces" / "dev.safetensors"
         if not dev.is_file():
             raise KnobError(
@@ -182,7 +226,7 @@ class Chooser:
             RunError: the run has none.
         """
         if not self.points:
-            raise RunError(f"{self.run.folder} has no operating_points.json: give --full-depth, or train it again")
+            raise self._no_points()
         return self.points[0]
 
     def not_about_this(self, point: OperatingPoint) -> str:

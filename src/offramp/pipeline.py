@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Unpack, cast, overload
@@ -146,7 +146,8 @@ class Classifier:
             A prediction, or a list of them in the order of the texts.
 
         Raises:
-            DataError: a text is not a string or a pair of strings.
+            DataError: a text is not a string or a pair of strings, or has no token at all (an empty text, where the
+                tokenizer adds no special tokens).
             KnobError: options that contradict each other or the criterion, or that nothing was calibrated for.
         """
         setting = self.setting(**wishes)
@@ -193,7 +194,7 @@ class Classifier:
             nonlocal number, cut
             source = iter(texts)
             while part := list(islice(source, chunk)):
-                for encoded in self._encode(part):
+                for encoded in self._encode(part, partial(_numbered, number + 1)):
                     truncated[number] = encoded.truncated
                     cut += encoded.truncated
                     yield Unit(number, encoded)
@@ -288,21 +289,25 @@ class Classifier:
         )  # fmt: skip
         return cost.tokens_worth_a_call()
 
-    def encode(self, texts: Sequence[Text]) -> list[Encoded]:
+    def encode(self, texts: Sequence[Text], where: Callable[[int], str] | None = None) -> list[Encoded]:
         """Token ids, and a warning where texts are longer than the model reads.
 
+        Args:
+            texts: what to encode.
+            where: for messages, what the text at a place is called, from 0; None: ``text 1`` and so on.
+
         Raises:
-            DataError: a text is not a string or a pair of strings.
+            DataError: a text is not a string or a pair of strings, or has no token at all.
         """
-        encoded = self._encode(texts)
+        encoded = self._encode(texts, where)
         self._say_what_was_cut(sum(item.truncated for item in encoded), len(encoded))
         return encoded
 
-    def _encode(self, texts: Sequence[Text]) -> list[Encoded]:
+    def _encode(self, texts: Sequence[Text], where: Callable[[int], str] | None = None) -> list[Encoded]:
         for text in texts:
             if not isinstance(text, str) and not (isinstance(text, tuple) and len(text) == 2):
                 raise DataError(f"a text must be a string, or a tuple of two for a pair, not {_kind(text)}")
-        return self.tokenizer.encode(texts)
+        return self.tokenizer.encode(texts, where)
 
     def _say_what_was_cut(self, cut: int, number: int) -> None:
         if cut:
@@ -316,6 +321,10 @@ class Classifier:
         """What people read."""
         label, score = self.task.read(finished.answer)
         return Prediction(label, score, finished.exit_layer, finished.layers_executed, truncated)
+
+
+def _numbered(first: int, place: int) -> str:
+    return f"text {first + place}"
 
 
 def _kind(text: object) -> str:

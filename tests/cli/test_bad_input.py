@@ -168,7 +168,7 @@ def test_a_damaged_run(cli: Cli, trained: Path, tmp_path: Path) -> None:
     (run / "operating_points.json").write_text('{"format": 1, "points": [{"name": "x"')
     assert "operating_points.json is damaged" in cli("predict", run, "text").error
     (run / "operating_points.json").unlink()
-    assert "has no operating_points.json: give --full-depth" in cli("predict", run, "text").error
+    assert "has no operating_points.json: `offramp calibrate" in cli("predict", run, "text").error
     assert cli("predict", run, "text", "--full-depth").status == 0
     weights = (run / "model.safetensors").read_bytes()
     (run / "model.safetensors").write_bytes(weights[: len(weights) // 2])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,3 +98,23 @@ def test_ctrl_c(cli: Cli, words: tuple[object, ...], tmp_path: Path, monkeypatch
     done = cli(*words)
     assert (done.status, done.out, done.err) == (130, "", "offramp: interrupted\n")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device", "out")])
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_what_ends_in_the_midst_of_writing_leaves_the_last_comparison_whole(
+    cli: Cli, words: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any, written: int
+) -> None:
+    assert cli(*words).status == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    make, made = tempfile.mkstemp, []
+
+    def interrupted(**given: Any) -> Any:
+        if len(made) == written:
+            raise error
+        made.append(given)
+        return make(**given)
+
+    monkeypatch.setattr(tempfile, "mkstemp", interrupted)
+    assert cli(*words, "--seed", 7).status in (2, 130)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before

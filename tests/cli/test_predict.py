@@ -190,8 +190,15 @@ def test_pairs(cli: Cli, pair_run: Path, pair_data: Path, tmp_path: Path) -> Non
 
 
 def test_single_texts_for_a_run_trained_on_pairs(cli: Cli, pair_run: Path, texts_file: Path) -> None:
-    assert "trained on pairs (first, second), and 3 texts make none" in cli("predict", pair_run, "a", "b", "c").error
-    assert "the model was trained on first, second, a pair" in cli("predict", pair_run, "--input", texts_file).error
+    said, how = "this run was trained on pairs (first, second)", f'offramp predict {pair_run} "FIRST" "SECOND"'
+    give = f"give both texts of each pair, each in quotes: {how}"
+    assert cli("predict", pair_run, "a").error == f"{said}, and one text is half of one: {give}"
+    assert cli("predict", pair_run, "a", "b", "c").error == f"{said}, and 3 texts make none: {give}"
+    row = '{"first": ..., "second": ...}, or name the two columns to read with --text_columns'
+    said = f"the model was trained on first, second, a pair: give both in each row, such as {row}"
+    assert cli("predict", pair_run, "--input", texts_file).error.endswith(said)
+    assert cli("predict", pair_run, stdin="a gem\n").error == f"standard input has text in text, but {said}"
+    assert len(cli("predict", pair_run, stdin='{"first": "a", "second": "gem"}\n').lines) == 1
     assert "trained on pairs (first, second): give two texts" in cli("inspect", pair_run, "a").error
 
 
@@ -199,9 +206,9 @@ def test_single_texts_and_pairs_asked_for_by_name(
     cli: Cli, trained: Path, pair_run: Path, pair_data: Path, tmp_path: Path
 ) -> None:
     one = cli("predict", pair_run, "--input", pair_data, "--text-columns", "first").error
-    assert one == "this run was trained on pairs (first, second), not on first: name 2 with --text_columns"
+    assert one == "this run was trained on pairs (first, second), not on first: name two with --text_columns A,B"
     two = cli("predict", trained, "--input", pair_data, "--text-columns", "first,second").error
-    assert two == "this run was trained on single texts (text), not on first and second: name 1 with --text_columns"
+    assert two == "this run was trained on single texts (text), not on first and second: name one with --text_columns"
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("premise,hypothesis\na,b\n")
     assert "the model was trained on text, a single text" in cli("predict", trained, "--input", pairs).error

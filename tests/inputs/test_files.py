@@ -147,6 +147,37 @@ def test_bad_files_are_named_with_their_line(tmp_path: Path, name: str, content:
     assert "\n" not in str(caught.value)
 
 
+CUT_SHORT = [
+    ('{"text": "a"', "Expecting ',' delimiter at character 13"),
+    ('{"text": "a",', "at character 14"),
+    ('{"text": "a gem', "Unterminated string starting at character 10"),
+    ('{"text": "a" ', "at character 13"),
+    ('{"text": a}', "Expecting value at character 10"),
+    ("{", "at character 2"),
+]
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n", '\n{"text": "next"}\n'])
+@pytest.mark.parametrize(("line", "reason"), CUT_SHORT)
+def test_a_line_cut_short_is_named_with_the_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, reason: str, end: str
+) -> None:
+    content = '\ufeff{"text": "a"}\n\n' + line + end
+    sources: list[Any] = ["-", write(tmp_path / "a.jsonl", content), io.StringIO(content)]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
+    for source in sources:
+        with pytest.raises(DataError, match=r"line 3 is not JSON") as caught:
+            list(read_rows(source, format="jsonl"))
+        assert f"{reason})" in str(caught.value)
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n\r\n"])
+def test_a_list_cut_short_is_named_with_the_place(tmp_path: Path, end: str) -> None:
+    path = write(tmp_path / "a.json", '[{"text": "a"},\n {"text": "b"}' + end)
+    with pytest.raises(DataError, match=r"a\.json, line 2 is not JSON.* at character 15\)"):
+        list(read_rows(path))
+
+
 def test_what_is_no_file_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no file .*a\.csv"):
         read_rows(tmp_path / "a.csv")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,13 @@ __all__ = ["evaluate"]
 
 
 def evaluate(
-    classifier: Classifier, texts: list[Text], labels: np.ndarray[Any, Any], setting: Setting, *, rounds: int = 3
+    classifier: Classifier,
+    texts: list[Text],
+    labels: np.ndarray[Any, Any],
+    setting: Setting,
+    *,
+    rounds: int = 3,
+    where: Callable[[int], str] | None = None,
 ) -> dict[str, Any]:
     """Measure a setting against full depth with the same engine and batch size.
 
@@ -26,6 +33,7 @@ def evaluate(
         labels: as ``Task.metrics`` takes them.
         setting: what to measure.
         rounds: of the clock, interleaved with full depth; 0: no seconds.
+        where: for messages, what the text at a place is called; None: ``text 1`` and so on.
 
     Returns:
         ``n``; every metric of the task by name (``accuracy``, ``f1``, ...; regression: ``pearson``,
@@ -37,11 +45,11 @@ def evaluate(
         words.
 
     Raises:
-        DataError: no texts.
+        DataError: no texts, or one without tokens.
     """
     if not texts:
         raise DataError("there is nothing to evaluate: the data has no rows")
-    encoded = classifier.encode(texts)
+    encoded = classifier.encode(texts, where)
     full = classifier.setting(full_depth=True)
     finished = {"setting": run_encoded(classifier, encoded, setting), "full": run_encoded(classifier, encoded, full)}
     scores = {

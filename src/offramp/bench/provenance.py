@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["provenance", "write_result"]
+__all__ = ["provenance", "result_bytes", "write_result"]
 
 _PACKAGES = (
     "offramp", "torch", "transformers", "numpy", "tokenizers", "safetensors", "array-api-compat", "accelerate",
@@ -53,6 +53,17 @@ def provenance(*, seeds: Iterable[int] = ()) -> dict[str, Any]:
     }
 
 
+def result_bytes(result: Mapping[str, Any]) -> bytes:
+    """What ``write_result`` writes, for whoever writes it with other files.
+
+    Raises:
+        ValueError: a number is not finite. JSON has no word for it: say None, and why.
+        TypeError: a value that JSON cannot hold.
+    """
+    text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
+    return (text + "\n").encode()
+
+
 def write_result(path: str | Path, result: Mapping[str, Any]) -> Path:
     """Write a result as JSON, whole or not at all; numpy values become plain ones.
 
@@ -61,11 +72,11 @@ def write_result(path: str | Path, result: Mapping[str, Any]) -> Path:
         TypeError: a value that JSON cannot hold.
     """
     path = Path(path)
-    text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
+    data = result_bytes(result)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_bytes(data)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

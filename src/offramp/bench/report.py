@@ -8,14 +8,11 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from offramp.traces.files import write_atomically
-
-__all__ = ["as_table", "render_html", "save_report"]
+__all__ = ["as_table", "render_html"]
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --soft: #5f6368; --paper: #ffffff; --line: #dfe1e5; --bar: #0072b2; }
@@ -100,23 +97,6 @@ def render_html(
         _footer_html(result, notes or {}),
     ]
     return head + "<body>" + "\n".join(body) + "</body></html>\n"
-
-
-def save_report(
-    result: Mapping[str, Any],
-    image: bytes,
-    path: Path | str,
-    *,
-    texts: Sequence[str] | None = None,
-    title: str = "Speed against accuracy",
-    notes: Mapping[str, str] | None = None,
-) -> None:
-    """``render_html``, written whole or not at all.
-
-    Raises:
-        OSError: the folder cannot be written to.
-    """
-    write_atomically(Path(path), render_html(result, image, texts=texts, title=title, notes=notes).encode())
 
 
 def _how(result: Mapping[str, Any]) -> str:

@@ -96,6 +96,8 @@ def bench(
         prefer=classifier.columns,
     )  # fmt: skip
     assert examples.labels is not None  # load_examples needs labels unless told otherwise
+    for place, text in enumerate(examples.texts):
+        classifier.tokenizer.check(text, examples.where(place))
     warn_of_trained(classifier.run, examples.texts)
     with tempfile.TemporaryDirectory(prefix="offramp-bench-") as work:
         plan = Bench(

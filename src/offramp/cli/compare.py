@@ -28,7 +28,7 @@ from offramp.cli.common import (
 from offramp.errors import KnobError, require
 from offramp.inputs.tokens import Text
 from offramp.run import check_writable
-from offramp.traces.files import write_atomically
+from offramp.traces.files import write_together
 from offramp.traces.trace import Trace
 
 if TYPE_CHECKING:
@@ -217,10 +217,10 @@ def write_comparison(
     seed: int = 0,
     metric: str | None = None,
 ) -> dict[str, Any]:
-    """Compare on a trace; write compare.json, compare.png and report.html into a folder; return the result."""
+    """Compare on a trace: compare.json, compare.png and report.html into a folder, all or none; give the result."""
     from offramp.bench.plots import plot_comparison
-    from offramp.bench.provenance import write_result
-    from offramp.bench.report import save_report
+    from offramp.bench.provenance import result_bytes
+    from offramp.bench.report import render_html
     from offramp.calibration.compare import compare as run_comparison
     from offramp.cli.recording import rows_hash
 
@@ -237,11 +237,16 @@ def write_comparison(
         )
     result["rows_hash"] = rows_hash(trace)
     image = plot_comparison(result, title=title)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_result(folder / "compare.json", result)
-    write_atomically(folder / "compare.png", image)
     shown = None if texts is None else [text if isinstance(text, str) else " | ".join(text) for text in texts]
-    save_report(result, image, folder / "report.html", title=title, texts=shown)
+    report = render_html(result, image, title=title, texts=shown)
+    # Together: a table, a plot and a report of different comparisons would not be told apart.
+    write_together(
+        {
+            folder / "compare.png": image,
+            folder / "report.html": report.encode(),
+            folder / "compare.json": result_bytes(result),
+        }
+    )
     return result
 
 

@@ -93,7 +93,7 @@ def evaluate(
     )  # fmt: skip
     assert examples.labels is not None  # load_examples needs labels unless told otherwise
     warn_of_trained(classifier.run, examples.texts)
-    result = measure(classifier, examples.texts, examples.labels, setting, rounds=rounds)
+    result = measure(classifier, examples.texts, examples.labels, setting, rounds=rounds, where=examples.where)
     leaving = {int(layer): round(share * result["n"]) for layer, share in result["exits"].items()}
     result["promise"] = None if setting.promise is None else dict(setting.promise)
     result["summary"] = summary_sentence(leaving, classifier.runtime.info.num_layers, setting.promise)

@@ -122,8 +122,10 @@ def _texts(run: Any, data: str, columns: Sequence[str] | None) -> list[Text]:
     examples = load_examples(
         data, classifier.task, text_columns=columns, prefer=classifier.columns, need_labels=False
     )  # fmt: skip
-    every = max(1, -(-len(examples.texts) // MOST_TEXTS))
-    return list(examples.texts[::every])
+    chosen = range(0, len(examples), max(1, -(-len(examples) // MOST_TEXTS)))
+    for place in chosen:
+        classifier.tokenizer.check(examples.texts[place], examples.where(place))
+    return [examples.texts[place] for place in chosen]
 
 
 def _print(made: Any, folder: str) -> None:

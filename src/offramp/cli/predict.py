@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -36,7 +37,7 @@ from offramp.cli.common import (
 )  # fmt: skip
 from offramp.errors import DataError, KnobError
 from offramp.inputs import files
-from offramp.inputs.tokens import Text
+from offramp.inputs.tokens import Text, Tokenizer
 
 CHUNK = 1024
 """Texts among which those of like length are computed together."""
@@ -120,10 +121,12 @@ def predict(
     typed = not texts and input is None and sys.stdin.isatty()
     if typed:
         print("A text a line; Ctrl-D ends.", file=sys.stderr)
+    rows: Iterable[tuple[str, Text]]
     if texts:
-        source = _arguments(texts, classifier.columns)
+        rows = _arguments(texts, classifier.columns, run)
     else:
-        source = _rows(input or "-", split_columns(text_columns), classifier.columns)
+        rows = _rows(input or "-", split_columns(text_columns), classifier.columns)
+    source = _checked(rows, classifier.tokenizer)
     one_by_one = typed or batch_size == 1
     broken: list[Exception] = []
     for prediction in _answers(classifier, _until_broken(source, broken), setting, one_by_one=one_by_one):
@@ -154,20 +157,28 @@ def _answers(classifier: Any, source: Iterable[Text], setting: Any, *, one_by_on
         yield from classifier.stream([text], setting)
 
 
-def _arguments(texts: Sequence[str], columns: files.Columns | None) -> Iterable[Text]:
-    """The texts of the command line; pairs, where the run was trained on pairs."""
+def _checked(rows: Iterable[tuple[str, Text]], tokenizer: Tokenizer) -> Iterator[Text]:
+    """The texts, up to one that has no tokens."""
+    for where, text in rows:
+        tokenizer.check(text, where)
+        yield text
+
+
+def _arguments(texts: Sequence[str], columns: files.Columns | None, run: Path) -> list[tuple[str, Text]]:
+    """The texts of the command line, each with its number; pairs, where the run was trained on pairs."""
     if columns is None or len(columns.text) == 1:  # each a text of its own
-        return texts
+        return [(f"text {number}", text) for number, text in enumerate(texts, 1)]
     if len(texts) % 2:
+        given = "one text is half of one" if len(texts) == 1 else f"{len(texts)} texts make none"
         raise DataError(
-            f"this run was trained on pairs ({', '.join(columns.text)}), and {len(texts)} texts make none: "
-            "give them two by two"
+            f"this run was trained on pairs ({', '.join(columns.text)}), and {given}: give both texts of each pair, "
+            f'each in quotes: offramp predict {run} "FIRST" "SECOND"'
         )
-    return list(zip(texts[::2], texts[1::2], strict=True))
+    return [(f"pair {number}", pair) for number, pair in enumerate(zip(texts[::2], texts[1::2], strict=True), 1)]
 
 
-def _rows(source: str, text_columns: Sequence[str] | None, prefer: files.Columns | None) -> Iterator[Text]:
-    """Texts of a file or of standard input, a row at a time."""
+def _rows(source: str, text_columns: Sequence[str] | None, prefer: files.Columns | None) -> Iterator[tuple[str, Text]]:
+    """Texts of a file or of standard input, a row at a time, each with its line."""
     columns = None
     for row in files.read_rows(source):
         if columns is None:
@@ -176,8 +187,9 @@ def _rows(source: str, text_columns: Sequence[str] | None, prefer: files.Columns
             )
             if prefer is not None and len(columns.text) != len(prefer.text):
                 kind = "pairs" if len(prefer.text) == 2 else "single texts"
+                how = "two with --text_columns A,B" if len(prefer.text) == 2 else "one with --text_columns"
                 raise DataError(
                     f"this run was trained on {kind} ({', '.join(prefer.text)}), not on {' and '.join(columns.text)}: "
-                    f"name {len(prefer.text)} with --text_columns"
+                    f"name {how}"
                 )
-        yield files.text_of(row, columns)
+        yield row.where, files.text_of(row, columns)

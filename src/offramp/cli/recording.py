@@ -200,7 +200,7 @@ def record_data(
         check_unseen(classifier.run, row_hashes(examples.texts))
     else:
         warn_of_trained(classifier.run, examples.texts)
-    encoded = classifier.encode(examples.texts)
+    encoded = classifier.encode(examples.texts, examples.where)
     with progress(len(encoded), "recording") as advance:
         trace = record(
             classifier.runtime,

@@ -218,7 +218,7 @@ def _json_lines(lines: Iterable[str], source: str) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
+            values = json.loads(line.rstrip("\r\n"))  # or a string cut short would be one with a line break in it
         except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{source}, line {number} is not JSON, or is cut short ({_reason(error)}): "
@@ -233,7 +233,15 @@ def _json_lines(lines: Iterable[str], source: str) -> Iterator[Row]:
 
 
 def _reason(error: Exception) -> str:
-    return f"{error.msg} at character {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+    if not isinstance(error, json.JSONDecodeError):
+        return str(error)
+    return f"{error.msg.removesuffix(' at')} at character {_place(error)[1]}"
+
+
+def _place(error: json.JSONDecodeError) -> tuple[int, int]:
+    """Line and character, from 1. What ends too soon ends with its last line, not with the empty one after it."""
+    at = min(error.pos, len(error.doc.rstrip()))
+    return error.doc.count("\n", 0, at) + 1, at - error.doc.rfind("\n", 0, at)
 
 
 def _kind(value: object) -> str:
@@ -248,7 +256,7 @@ def _json_list(lines: Iterable[str], source: str) -> Iterator[Row]:
     try:
         items = json.loads("".join(lines))
     except (ValueError, RecursionError) as error:
-        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        line = f", line {_place(error)[0]}" if isinstance(error, json.JSONDecodeError) else ""
         raise DataError(f"{source}{line} is not JSON, or is cut short ({_reason(error)})") from error
     for number, values in enumerate(items, 1):
         if not isinstance(values, dict):
@@ -369,7 +377,7 @@ def find_columns(
     if text_columns is None and prefer is not None and len(text) != len(prefer.text):
         raise DataError(
             f"{where} has text in {' and '.join(text)}, but the model was trained on {_listed(prefer.text)}, "
-            f"{'a pair' if len(prefer.text) == 2 else 'a single text'}: name the columns to read with --text_columns"
+            + _how_to_give(prefer)
         )
     if label_column is not None:
         if label_column not in present:
@@ -386,6 +394,14 @@ def find_columns(
             f"{where} has no label column with a usual name (it has {_listed(present)}): name it with --label_column"
         )
     return Columns(text, label)
+
+
+def _how_to_give(columns: Columns) -> str:
+    """What a row must look like for a model that was trained on these columns."""
+    if len(columns.text) == 1:
+        return "a single text: name the column to read with --text_columns"
+    row = ", ".join(f"{json.dumps(name, ensure_ascii=False)}: ..." for name in columns.text)
+    return f"a pair: give both in each row, such as {{{row}}}, or name the two columns to read with --text_columns"
 
 
 def _given_text(present: list[str], names: Sequence[str], where: str) -> tuple[str] | tuple[str, str]:

@@ -7,7 +7,7 @@ truncation happened to be in force when it was saved, so both are set anew here.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ class Tokenizer:
         backend.no_padding()
         backend.enable_truncation(max_length, strategy="longest_first", direction=side)
         self._backend = backend
+        self._may_be_empty = backend.num_special_tokens_to_add(False) == 0
         self.max_length = max_length
         self.pad_token = pad_token
         self.token_types = token_types
@@ -99,17 +100,39 @@ class Tokenizer:
             side=side,
         )
 
-    def encode(self, texts: Sequence[Text]) -> list[Encoded]:
+    def encode(self, texts: Sequence[Text], where: Callable[[int], str] | None = None) -> list[Encoded]:
         """Token ids of texts and pairs, which may be mixed; pairs are cut at the longer text first.
 
+        Args:
+            texts: what to encode.
+            where: for messages, what the text at a place is called, from 0; None: ``text 1`` and so on.
+
         Raises:
-            DataError: a text is not a string, or holds half of a surrogate pair.
+            DataError: a text is not a string, or holds half of a surrogate pair, or has no token at all.
         """
+        where = where or _numbered
         try:
             encodings = self._backend.encode_batch(list(texts))
         except TypeError:
-            raise DataError(_culprit(texts)) from None
-        return [self._encoded(encoding) for encoding in encodings]
+            raise DataError(_culprit(texts, where)) from None
+        encoded = [self._encoded(encoding) for encoding in encodings]
+        if (
+            self._may_be_empty
+            and (empty := next((i for i, one in enumerate(encoded) if not len(one)), None)) is not None
+        ):
+            raise DataError(
+                f"{where(empty)} has no tokens: it is empty, or blank to this tokenizer, which adds no special tokens; "
+                "leave it out"
+            )
+        return encoded
+
+    def check(self, text: Text, where: str) -> None:
+        """Raise DataError where a text has no token at all; for texts that come one by one.
+
+        Costs nothing where the tokenizer adds special tokens: there every text has some.
+        """
+        if self._may_be_empty:
+            self.encode([text], lambda _: where)
 
     def _encoded(self, encoding: tokenizers.Encoding) -> Encoded:
         tokens = np.asarray(encoding.ids, dtype=np.int32)
@@ -118,15 +141,19 @@ class Tokenizer:
         return Encoded(tokens, types, len(tokens) >= self.max_length and len(encoding.overflowing) > 0)
 
 
-def _culprit(texts: Sequence[object]) -> str:
+def _numbered(place: int) -> str:
+    return f"text {place + 1}"
+
+
+def _culprit(texts: Sequence[object], where: Callable[[int], str]) -> str:
     """Which of the texts the library refused, in words."""
-    for number, text in enumerate(texts, 1):
+    for place, text in enumerate(texts):
         parts = text if isinstance(text, tuple) and len(text) == 2 else (text,)
         for part in parts:
             if not isinstance(part, str):
-                return f"text {number} is {type(part).__name__}, not a string or a pair of strings: pass str"
+                return f"{where(place)} is {type(part).__name__}, not a string or a pair of strings: pass str"
             if not part.isascii() and any("\ud800" <= letter <= "\udfff" for letter in part):
-                return f"text {number} holds half of a surrogate pair, which is no character: clean the text"
+                return f"{where(place)} holds half of a surrogate pair, which is no character: clean the text"
     return "a text is neither a string nor a pair of strings: pass str, or a tuple of two"
 
 

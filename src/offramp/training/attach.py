@@ -235,7 +235,7 @@ def _answers_of(
     name: str,
 ) -> NDArray[Any]:
     """[N, C] full-depth logits of a part; the features that come with them are kept for training."""
-    encoded = tokenizer.encode(examples.texts)
+    encoded = tokenizer.encode(examples.texts, examples.where)
     rows = Rows(encoded, np.zeros(len(encoded)))
     store = kept_rows(model, arguments, tokenizer.pad_token, work / f"features-{name}", rows).store
     assert store is not None

@@ -14,7 +14,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,12 @@ class Examples:
     """Line (Parquet and hub: row) of each text in its source, from 1."""
     source: str
     """File or hub data set."""
+    noun: str = "line"
+    """What ``numbers`` count, as in ``Row``."""
+
+    def where(self, place: int) -> str:
+        """For messages, where the text at a place is found: ``reviews.jsonl, line 3``."""
+        return f"{self.source}, {self.noun} {self.numbers[place]}"
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -56,7 +62,8 @@ class Examples:
     def select(self, rows: npt.NDArray[np.int64]) -> Examples:
         """Some of the rows, by their place here."""
         labels = None if self.labels is None else self.labels[rows]
-        return Examples([self.texts[i] for i in rows], labels, [self.numbers[i] for i in rows], self.source)
+        texts, numbers = [self.texts[i] for i in rows], [self.numbers[i] for i in rows]
+        return replace(self, texts=texts, labels=labels, numbers=numbers)
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,7 @@ class _Part:
         return [row.where for row in self.rows]
 
     def examples(self, labels: npt.NDArray[Any] | None) -> Examples:
-        return Examples(self.texts, labels, [row.number for row in self.rows], self.origin.source)
+        return Examples(self.texts, labels, [row.number for row in self.rows], self.origin.source, self.rows[0].noun)
 
 
 def load_data(

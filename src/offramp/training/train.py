@@ -203,7 +203,7 @@ def fit(ready: Ready) -> Run:
     main = ready.arguments.process_index == 0
     task = make_task(data.problem_type, data.id2label)
     told = AGREEMENT if ready.own_answers else task.main_metric
-    train_rows, dev_rows = (tokenizer.encode(part.texts) for part in (data.train, data.dev))
+    train_rows, dev_rows = (tokenizer.encode(part.texts, part.where) for part in (data.train, data.dev))
     if main:
         _say_what_was_cut(train_rows, "training", max_length)
         _say_what_was_cut(dev_rows, "dev", max_length)
