@@ -5,12 +5,14 @@ Easy texts leave the network after a few layers, hard ones go on.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # not from typing: until it is imported, Ctrl-C is not in our hands (__main__.py)
 
 __version__ = "0.1.0"
 __all__ = ["Monitor", "OfframpError", "Prediction", "__version__", "load"]
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from offramp.calibration.monitor import Monitor
     from offramp.errors import OfframpError
     from offramp.pipeline import load

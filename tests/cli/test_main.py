@@ -158,6 +158,76 @@ def test_ctrl_c_while_the_command_line_is_imported(start: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "offramp: interrupted\n")
 
 
+STARTS = {
+    "command line": "typer",  # with the first of our modules
+    "command": "torch",  # with what a command needs of others
+}
+INTERRUPTED = """
+import atexit, importlib.metadata, os, signal, sys
+class Interrupted:
+    def find_spec(self, name, *_):
+        if name == {name!r}:
+            {how}
+sys.meta_path.insert(0, Interrupted())
+atexit.register(print, "taken down")
+sys.argv = ["offramp", *{words!r}]
+from offramp.__main__ import main
+main()
+"""
+SIGNAL = "os.kill(os.getpid(), signal.SIGINT)"
+
+
+def interrupted(*words: object, name: str, how: str) -> tuple[int, str, str]:
+    """What a command leaves behind that is interrupted while it imports a module."""
+    program = INTERRUPTED.format(name=name, how=how, words=[str(word) for word in words])
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_ctrl_c_while_modules_are_imported_takes_nothing_down(trained: Path, start: str) -> None:
+    assert interrupted("predict", trained, "a gem", name=STARTS[start], how=SIGNAL) == (
+        130,
+        "",
+        "offramp: interrupted\n",
+    )
+
+
+def test_ctrl_c_is_an_exception_where_work_may_be_under_way(trained: Path) -> None:
+    left = interrupted("predict", trained, "a gem", name="offramp.criteria.entropy", how=SIGNAL)
+    assert left == (130, "taken down\n", "offramp: interrupted\n")
+
+
+def test_ctrl_c_in_code_that_is_a_string() -> None:
+    left = interrupted("recipes", name="typer", how="exec('raise KeyboardInterrupt')")
+    assert left == (130, "taken down\n", "offramp: interrupted\n")
+
+
+def test_ctrl_c_at_the_very_end() -> None:
+    at_exit = f"atexit.register(lambda: {SIGNAL})"
+    assert interrupted("--version", name="typer", how=at_exit) == (130, f"offramp {__version__}\n", "")
+    # Python itself is taken down: of an object in a module as the last thing of all.
+    last = "sys.last = type('Last', (), {'__del__': lambda _, kill=os.kill, pid=os.getpid(): kill(pid, 2)})()"
+    done = interrupted("--version", name="typer", how=last)
+    assert done == (0, f"offramp {__version__}\ntaken down\n", "")
+
+
+def test_little_is_imported_before_ctrl_c_is_in_our_hands() -> None:
+    program = "import sys; before = {*sys.modules}; import offramp.__main__; print(*{*sys.modules} - before)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    brought = set(done.stdout.split())
+    assert "signal" in brought
+    assert not brought & {"typing", "re", "typer", "offramp.cli"}
+
+
+def test_ctrl_c_that_is_ignored_stays_so() -> None:
+    program = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + INTERRUPTED.format(
+        name="typer", how=SIGNAL, words=["--version"]
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_what_the_system_refuses_is_said_in_its_words(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def full() -> list[str]:
         raise OSError(28, "No space left on device", "runs/x")
