@@ -37,7 +37,7 @@ EPOCHS, LEARNING_RATE, HEAD_LEARNING_RATE, SEED = 3, 2e-5, 4e-4, 42
 POOLING: Pooling = "attention"
 RESULT = Path(__file__).parent / "results" / "sst2.json"
 SPEEDUPS = (1.5, 2.0, 3.0)
-ROUNDS = 7
+ROUNDS = 15
 
 
 def trained(recipe: str, model: str, data: str, work: Path, epochs: int = EPOCHS) -> Path:
