@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from offramp.traces.files import write_atomically
+
 __all__ = ["provenance", "result_bytes", "write_result"]
 
 _PACKAGES = (
@@ -72,14 +74,7 @@ def write_result(path: str | Path, result: Mapping[str, Any]) -> Path:
         TypeError: a value that JSON cannot hold.
     """
     path = Path(path)
-    data = result_bytes(result)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, result_bytes(result))
     return path
 
 

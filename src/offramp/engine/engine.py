@@ -91,7 +91,7 @@ class Engine:
             fuller batches.
         waste: most positions computed per real token in a batch.
         hold: batches' worth of rows that wait between two stages for company of like length. More is less padding,
-            and more memory: rows in flight times length times width.
+            and more memory: rows in flight times length times width, at most twice over (see ``rows.Group``).
         go_on: tokens with which the survivors of a batch go on at once, as they are; infinity: they always wait for
             company. None: by what a stage costs, where the runtime says; or else what is right on a CPU, where a token
             costs the same in any batch of more than some hundreds (docs/performance.md).
