@@ -214,6 +214,19 @@ def test_survivors_of_different_batches_meet():
     assert engine.counts.batches.tolist() == [2, 1, 1, 1]
 
 
+@pytest.mark.parametrize("hold", [1, 3])
+def test_few_survivors_do_not_keep_all_of_their_batches(hold):
+    engine = Engine(fake(False), Depth(), pad_token=0, max_rows=8, hold=hold, go_on=math.inf)
+    engine.add([Unit(i, TEXTS[0]) for i in range(256)], [{"layers": 4 if i % 8 == 0 else 1} for i in range(256)])
+    most, finished = 0, []
+    while engine.busy:
+        finished += engine.step()
+        most = max(most, *(sum(len(group.rows.ids) for group in groups) for groups in engine._parked))
+    assert len(finished) == 256
+    # Without compaction, the one survivor of each batch would keep the seven that left: 8 x hold batches of 8.
+    assert 8 * hold < most <= 2 * 8 * hold
+
+
 def test_nothing_is_compacted_where_all_stay_or_all_leave(monkeypatch):
     from offramp.engine import rows as module
 

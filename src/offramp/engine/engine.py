@@ -91,7 +91,7 @@ class Engine:
             fuller batches.
         waste: most positions computed per real token in a batch.
         hold: batches' worth of rows that wait between two stages for company of like length. More is less padding,
-            and more memory: rows in flight times length times width, at most twice over (see ``rows.Group``).
+            and more memory: twice as many rows as may wait are kept before a stage (see ``rows.Group``).
         go_on: tokens with which the survivors of a batch go on at once, as they are; infinity: they always wait for
             company. None: by what a stage costs, where the runtime says; or else what is right on a CPU, where a token
             costs the same in any batch of more than some hundreds (docs/performance.md).
@@ -144,6 +144,7 @@ class Engine:
             hold=hold,
             go_on=_enough_tokens(runtime.info) if go_on is None else go_on,
         )
+        self._most_kept = 2 * hold * max_rows
         self._inputs: dict[int, tuple[Unit, Mapping[str, float]]] = {}
         self._parked: list[list[Group]] = [[] for _ in self._stages]
         self._asked: deque[_Asked] = deque()
@@ -430,23 +431,30 @@ class Engine:
             if wanted.any():
                 taken.append(Group(group.rows, group.left[wanted]))
             if not wanted.all():
-                rest.append(self._compacted(Group(group.rows, group.left[~wanted])))
-        self._parked[stage] = rest
+                rest.append(Group(group.rows, group.left[~wanted]))
+        self._parked[stage] = self._compacted(rest)
         return taken
 
     def _park(self, stage: int, rows: Rows, stay: npt.NDArray[np.bool_]) -> None:
         """Let those that stay wait before a stage."""
         if self._stages[stage].starts_from == "inputs":
             rows = without_hidden(rows)
-        group = self._compacted(Group(rows, np.flatnonzero(stay)))
+        group = Group(rows, np.flatnonzero(stay))
         with self._lock:
-            self._parked[stage].append(group)
+            self._parked[stage] = self._compacted([*self._parked[stage], group])
             self._scheduler.put(stage, group.ids.tolist(), rows.lengths[stay].tolist())
 
-    def _compacted(self, group: Group) -> Group:
-        """A group that does not keep much more than what waits: at most twice as many rows."""
-        if not group.is_sparse:
-            return group
+    def _compacted(self, groups: list[Group]) -> list[Group]:
+        """Groups that keep, one with another, at most twice as many rows as may wait before a stage.
+
+        Seldom is anything done here: most survivors are in their next batch before so many are kept, and copied once.
+        """
+        if sum(len(group.rows.ids) for group in groups) <= self._most_kept:
+            return groups
+        return [self._alone(group) if group.is_sparse else group for group in groups]
+
+    def _alone(self, group: Group) -> Group:
+        """A group that keeps nothing but what waits."""
         return Group(self._gathered([group]), np.arange(len(group.left)))
 
     def _gathered(self, groups: Sequence[Group]) -> Rows:

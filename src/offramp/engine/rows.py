@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from array_api_compat import array_namespace, device
 
-from offramp.inputs.packing import gather, merge, take
+from offramp.inputs.packing import Places, gather, merge, take
 from offramp.types import Array, Batch, State
 
 __all__ = ["Group", "Rows", "gathered", "without_hidden"]
@@ -84,10 +84,10 @@ def gathered(
     )
     names = groups[0].rows.knobs
     knobs = {name: np.concatenate([group.rows.knobs[name][group.left] for group in groups]) for name in names}
-    width = int(lengths.max())
+    width, places = int(lengths.max()), Places([group.left for group in groups], send)
 
     def wide(array: Callable[[Rows], Any], shape: tuple[int, int] | None = None) -> Array:
-        return gather([(array(group.rows), group.left) for group in groups], width, send, room=shape)
+        return gather([array(group.rows) for group in groups], places, width, shape)
 
     first = groups[0].rows
     typed = first.batch.token_types is not None

@@ -26,7 +26,7 @@ from array_api_compat import array_namespace, device, is_torch_array
 
 from offramp.types import Array, Batch
 
-__all__ = ["gather", "keep", "merge", "take", "trim"]
+__all__ = ["Places", "gather", "keep", "merge", "take", "trim"]
 
 Tree = TypeVar("Tree")
 
@@ -149,37 +149,64 @@ def _concat(arrays: Sequence[Array]) -> Array:
     return merged
 
 
-def gather(
-    parts: Sequence[tuple[Array, npt.NDArray[np.int64]]],
-    width: int,
-    send: Callable[[npt.NDArray[np.int64], Array], Array],
-    room: tuple[int, int] | None = None,
-) -> Array:
+class Places:
+    """Where the positions of some rows stand in arrays [B, L, ...]: found once for arrays of one build.
+
+    Args:
+        rows: the numbers [B'] of the rows wanted, of each array.
+        send: numbers of the host as an array like another.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[npt.NDArray[np.int64]],
+        send: Callable[[npt.NDArray[np.int64], Array], Array],
+    ) -> None:
+        self.rows, self._send = rows, send
+        self._found: dict[tuple[int, int, int, int], Array] = {}
+
+    @property
+    def total(self) -> int:
+        """All rows wanted."""
+        return sum(len(rows) for rows in self.rows)
+
+    def of(self, part: int, flat: Array, *, pitch: int, width: int, most: int) -> Array:
+        """Numbers [B' x most] of positions in an array by position; beyond its width the last one again."""
+        build = (part, pitch, width, most)
+        if build not in self._found:
+            columns = np.minimum(np.arange(most), width - 1)
+            self._found[build] = self._send((self.rows[part][:, None] * pitch + columns).reshape(-1), flat)
+        return self._found[build]
+
+
+def gather(arrays: Sequence[Array], places: Places, width: int, room: tuple[int, int] | None = None) -> Array:
     """Rows of several arrays in one, every number copied once.
 
     Args:
-        parts: at least one array [B, L, ...], all alike but for B and L, with the numbers [B'] of the rows wanted.
+        arrays: at least one [B, L, ...], all alike but for B and L.
+        places: of the rows wanted, of as many arrays. Arrays gathered by the same places share library and device.
         width: W: positions of the result. Where an array has fewer, its last one stands beyond them: padding.
-        send: numbers of the host as an array like another.
         room: rows and positions of the memory that the result is a corner of: padding beside its rows, and zeros
             below them. None: just what the result needs.
 
     Returns:
         [sum of B', W, ...]; with ``room`` a view of it.
     """
-    first, total = parts[0][0], sum(len(rows) for _, rows in parts)
-    most_rows, most = room or (total, width)
+    first = arrays[0]
+    most_rows, most = room or (places.total, width)
     xp = array_namespace(first)
     whole = xp.empty((most_rows, most, *first.shape[2:]), dtype=first.dtype, device=device(first))
     made = xp.reshape(whole, (most_rows * most, *first.shape[2:]))
     start = 0
-    for array, rows in parts:
+    for part, array in enumerate(arrays):
         flat, pitch = _by_position(array)
-        places = (rows[:, None] * pitch + np.minimum(np.arange(most), array.shape[1] - 1)).reshape(-1)
-        _take_into(made[start : start + len(places), ...], flat, send(places, array))
-        start += len(places)
+        found = places.of(part, flat, pitch=pitch, width=array.shape[1], most=most)
+        _take_into(made[start : start + found.shape[0], ...], flat, found)
+        start += found.shape[0]
+    if room is None:
+        return whole
     made[start:, ...] = 0
-    return whole if room is None else whole[:total, :width, ...]
+    return whole[: places.total, :width, ...]
 
 
 def _take_into(made: Array, flat: Array, places: Array) -> None:
