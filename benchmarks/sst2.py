@@ -5,7 +5,8 @@
 
 Trains both with the same set-up (3 epochs, 67k rows; early exits weigh the tokens) unless their run folders are
 there already (an interrupted training goes on), records dev, compares criteria (knobs chosen on one half, scored on
-the other), and times full depth against three layer speed-ups, interleaved. Prints for people, writes
+the other), and times full depth against three layer speed-ups, interleaved, with all cores on one batch and with a
+batch on each core. Prints for people, writes
 benchmarks/results/sst2.json. Training takes about half an hour each on two cores with bfloat16.
 """
 
@@ -27,6 +28,7 @@ from offramp.criteria import make
 from offramp.errors import RunError
 from offramp.pipeline import load
 from offramp.run import Run
+from offramp.runtimes.cpu import cores
 from offramp.traces.curves import curve, slowest_knobs
 from offramp.traces.store import load_trace
 from offramp.training.data import load_examples
@@ -37,7 +39,7 @@ EPOCHS, LEARNING_RATE, HEAD_LEARNING_RATE, SEED = 3, 2e-5, 4e-4, 42
 POOLING: Pooling = "attention"
 RESULT = Path(__file__).parent / "results" / "sst2.json"
 SPEEDUPS = (1.5, 2.0, 3.0)
-ROUNDS = 15
+ROUNDS = 20
 
 
 def trained(recipe: str, model: str, data: str, work: Path, epochs: int = EPOCHS) -> Path:
@@ -67,9 +69,9 @@ def trained(recipe: str, model: str, data: str, work: Path, epochs: int = EPOCHS
     return out
 
 
-def time_run(run: Path, data: str) -> list[dict[str, Any]]:
+def time_run(run: Path, data: str, lanes: int) -> list[dict[str, Any]]:
     """Wall-clock fraction against token-weighted layer fraction, for entropy at several speed-ups."""
-    classifier = load(run, device="cpu", batch_size=32)
+    classifier = load(run, runtime="torch", dtype="float32", device="cpu", batch_size=32, lanes=lanes)
     examples = load_examples(data, classifier.task)
     encoded = classifier.encode(examples.texts)
     tokens = np.array([len(item) for item in encoded])
@@ -89,6 +91,7 @@ def time_run(run: Path, data: str) -> list[dict[str, Any]]:
         rows.append(
             {
                 "setting": name,
+                "lanes": lanes,
                 "accuracy": float((answers == examples.labels).mean()),
                 "texts_per_second": len(encoded) / timings[name].median,
                 "layer_fraction": float(layers.mean() / depth),
@@ -133,7 +136,7 @@ def main() -> None:
             "runtime": "torch float32",
             "batch_size": 32,
             "rounds": ROUNDS,
-            "rows": time_run(run, options.data),
+            "rows": [row for lanes in sorted({1, cores()}) for row in time_run(run, options.data, lanes)],
         },
         **provenance(seeds=[SEED]),
     }
@@ -181,7 +184,7 @@ def report(result: dict[str, Any]) -> None:
         print(f"{row['name']:<12}", "  ".join(cells))
     for row in result["wall_clock"]["rows"]:
         print(
-            f"{row['setting']:<11} accuracy {100 * row['accuracy']:.2f}  wall clock {row['wall_clock_fraction']:.3f} "
+            f"{row['setting']:<11} {row['lanes']} lanes  {row['texts_per_second']:.0f} texts/s  accuracy {100 * row['accuracy']:.2f}  wall clock {row['wall_clock_fraction']:.3f} "
             f"{row['wall_clock_fraction_range']}  tokens x layers {row['token_layer_fraction']:.3f}  "
             f"ratio {row['efficiency']:.3f}"
         )

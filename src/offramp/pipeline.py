@@ -59,7 +59,7 @@ def load(
             neighbours in a batch can change an answer. None: int8 where it was exported, else float32.
         batch_size: most texts computed together. In float32 it changes no answer.
         threads: of exported graphs; None: one for every core.
-        lanes: batches of exported graphs that are computed side by side, sharing the threads out among them. One lane
+        lanes: batches that are computed side by side on a CPU, sharing the threads out among them. One lane
             answers a single text soonest; with as many lanes as threads the most texts are answered in a given time.
         compile: with torch, let ``torch.compile`` make code of each stage when it is first run, which takes minutes
             once; for many texts.
@@ -71,8 +71,8 @@ def load(
     Raises:
         RunError: the folder is no run, is damaged, or was written by a newer offramp; or its export is or was.
         MissingExtraError: the runtime is not installed.
-        KnobError: no such runtime or dtype, or more threads than cores, or lanes than threads; or lanes with a monitor;
-            or compile or attention of another runtime than torch; or attention that is not installed.
+        KnobError: no such runtime or dtype, or more threads than cores, or lanes than threads; or lanes with a monitor
+            or on a GPU; or compile or attention of another runtime than torch; or attention that is not installed.
         UnsupportedError: attention by another implementation than the one that the model's family has.
     """
     if monitor is not None and lanes != 1:

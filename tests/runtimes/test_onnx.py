@@ -339,8 +339,6 @@ def test_a_folder_without_manifest(copy: Path) -> None:
 def test_lanes_that_cannot_be(run: Path) -> None:
     with pytest.raises(KnobError, match="lanes must be from 1 to the 1 threads there are, not 2"):
         offramp.load(run, threads=1, lanes=2)
-    with pytest.raises(KnobError, match="lanes are for exported graphs"):
-        offramp.load(run, runtime="torch", lanes=2)
     with pytest.raises(KnobError, match="a monitor sees one batch after the other"):
         offramp.load(run, lanes=2, monitor=Monitor())
 

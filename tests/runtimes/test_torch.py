@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,64 @@ def test_nothing_is_kept_for_a_backward_pass(tiny_model: Make, texts: list[Encod
     runtime = TorchRuntime(tiny_model("bert", DISTANT))
     hidden, batch = runtime.embed(pad(texts, list(range(len(texts))), pad_token=0, token_types=False))
     assert not runtime.run(runtime.info.stages[0], hidden, batch).requires_grad
+
+
+# Lanes
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_lanes_answer_as_one_does(model: Any, texts: list[Encoded], trace: Trace) -> None:
+    runtime = TorchRuntime(model, lanes=2)
+    engine = Engine(runtime, Entropy(), pad_token=0, max_rows=4, lanes=2)
+    threshold = float(np.median(scores(trace, Entropy())[0]))
+    expected = replay(trace, Entropy(), {"threshold": threshold})
+    found = list(engine.run_in_order([Unit(i, text) for i, text in enumerate(texts)], {"threshold": threshold}))
+    assert [one.exit_index for one in found] == expected.exits.tolist()
+    assert len(set(expected.exits.tolist())) > 1
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_each_lane_takes_its_share_and_the_process_gets_it_back(
+    model: Any, texts: list[Encoded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime, seen = TorchRuntime(model, lanes=2), set()
+    run = runtime.run
+
+    def spy(*given: Any) -> Any:
+        seen.add((threading.current_thread().name[:12], torch.get_num_threads()))
+        return run(*given)
+
+    monkeypatch.setattr(runtime, "run", spy)
+    units = [Unit(i, text) for i, text in enumerate(texts)]
+    engine = Engine(runtime, Entropy(), pad_token=0, max_rows=4, lanes=2)
+    stream = engine.run_in_order(units, {"threshold": 0.0})
+    next(stream)
+    assert torch.get_num_threads() == 2  # of whoever reads the stream
+    list(stream)
+    assert seen == {("offramp-lane", 1)}
+    later: list[int] = []
+    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert (torch.get_num_threads(), later) == (2, [2])
+    list(Engine(runtime, Entropy(), pad_token=0).run_in_order(units))
+    assert ("MainThread"[:12], 2) in seen
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_lanes_there_cannot_be(model: Any) -> None:
+    with pytest.raises(KnobError, match="lanes must be from 1 to the 2 threads there are, not 3"):
+        TorchRuntime(model, lanes=3)
+    with pytest.raises(KnobError, match="leave lanes out, or compile"):
+        TorchRuntime(model, lanes=2, compile=True)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "int8", ""])

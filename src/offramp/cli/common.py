@@ -44,7 +44,7 @@ Lanes = Annotated[
     int,
     typer.Option(
         metavar="N",
-        help="Batches of exported graphs computed side by side; as many as threads answer the most texts.",
+        help="Batches computed side by side on a CPU; as many as threads answer the most texts.",
         min=1,
     ),
 ]

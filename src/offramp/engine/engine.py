@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -40,7 +41,7 @@ from offramp.engine.units import (
 )
 from offramp.errors import DataError, KnobError, OfframpError
 from offramp.inputs.batching import pad
-from offramp.runtimes.base import Pads, Runtime, RuntimeInfo
+from offramp.runtimes.base import Pads, Runtime, RuntimeInfo, SharesThreads
 from offramp.types import Knobs, Stage
 
 __all__ = ["Counts", "Engine"]
@@ -135,6 +136,7 @@ class Engine:
         self._runs_single = answers_in_one_call(runtime.info, criterion)
         self._on_host = decides_on_host(runtime.info)
         self._room = runtime.room if isinstance(runtime, Pads) else None
+        self._shared_out = runtime.shared_out if isinstance(runtime, SharesThreads) else _nothing_to_share
         self._scheduler = Scheduler(
             len(self._stages),
             max_rows=max_rows,
@@ -337,7 +339,7 @@ class Engine:
 
     def _run(self, source: Iterator[Unit], knobs: Mapping[str, float] | None, chunk: int) -> Iterator[Finished]:
         try:
-            with Lanes(self, self._lanes) as lanes:
+            with Lanes(self, self._lanes, self._shared_out) as lanes:
                 while True:
                     if self._wants_more:
                         self.add(list(islice(source, chunk)), knobs)
@@ -370,7 +372,7 @@ class Engine:
         order: deque[int] = deque()
         done: dict[int, Finished] = {}
         try:
-            with Lanes(self, self._lanes) as lanes:
+            with Lanes(self, self._lanes, self._shared_out) as lanes:
                 while True:
                     if self._wants_more and len(order) <= chunk:
                         fresh = list(islice(source, chunk))
@@ -459,6 +461,14 @@ class Engine:
 
     def _gathered(self, groups: Sequence[Group]) -> Rows:
         return gathered(groups, self._transfers.send, self._room)
+
+
+def _nothing_to_share() -> AbstractContextManager[Callable[[], None]]:
+    return nullcontext(_share_taken)
+
+
+def _share_taken() -> None:
+    """Each lane's operators have threads of their own."""
 
 
 def _enough_tokens(info: RuntimeInfo) -> float:

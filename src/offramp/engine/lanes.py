@@ -8,7 +8,9 @@ decision after the other.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import Protocol
 
@@ -32,21 +34,29 @@ class Lanes:
     Args:
         engine: whose ``step`` may be called by several threads at once.
         count: of lanes; with one, steps are taken by the calling thread.
+        shared_out: shares the threads of the process out among them (``runtimes.base.SharesThreads``).
     """
 
-    def __init__(self, engine: _Steps, count: int) -> None:
-        self._engine, self._count = engine, count
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix="offramp-lane") if count > 1 else None
+    def __init__(
+        self, engine: _Steps, count: int, shared_out: Callable[[], AbstractContextManager[Callable[[], None]]]
+    ) -> None:
+        self._engine, self._count, self._shared_out = engine, count, shared_out
+        self._pool: ThreadPoolExecutor | None = None
         self._running: set[Future[list[Finished]]] = set()
+        self._at_end = ExitStack()
 
     def __enter__(self) -> Lanes:
+        if self._count > 1:
+            take_share = self._at_end.enter_context(self._shared_out())
+            self._pool = ThreadPoolExecutor(self._count, thread_name_prefix="offramp-lane", initializer=take_share)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        with self._at_end:
+            if self._pool is not None:
+                self._pool.shutdown(wait=True, cancel_futures=True)
 
     @property
     def busy(self) -> bool:

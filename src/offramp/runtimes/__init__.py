@@ -55,13 +55,13 @@ def open_runtime(
         device: ``cpu``, ``cuda``, ...; None: a GPU where there is one. Exported graphs run on the CPU.
         dtype: ``float32``, ``int8``, ``bfloat16`` or ``float16``; None: the fastest that was exported, or float32.
         threads: of exported graphs; None: one for every core.
-        lanes: batches of exported graphs that are computed side by side, sharing the threads out among them.
+        lanes: batches that are computed side by side on a CPU, sharing the threads out among them.
         compile: let ``torch.compile`` make code of each stage when it is first run; of torch.
         attention: what computes it, as ``attn_implementation`` of transformers; of torch. None: transformers' choice.
 
     Raises:
-        KnobError: no such runtime, or one that has no such dtype, or more threads than cores, or lanes than threads; or
-            compile or attention of another runtime than torch; or attention that is not installed.
+        KnobError: no such runtime, or one that has no such dtype, or more threads than cores, or lanes than threads, or
+            lanes on a GPU; or compile or attention of another runtime than torch; or attention that is not installed.
         UnsupportedError: attention by another implementation than the one that the model's family has.
         MissingExtraError: it is not installed.
         RunError: the folder is no run, or damaged; or its export is, or was made of other weights.
@@ -77,11 +77,11 @@ def open_runtime(
         return _exported(Path(folder), name, dtype, threads, lanes)
     if threads is not None:
         raise KnobError("threads are set for exported graphs; torch takes OMP_NUM_THREADS from the environment")
-    if lanes != 1:
-        raise KnobError("lanes are for exported graphs (`offramp export`): torch computes one batch after the other")
     from offramp.runtimes.torch import TorchRuntime
 
-    return TorchRuntime.from_folder(folder, device=device, dtype=dtype, compile=compile, attention=attention)
+    return TorchRuntime.from_folder(
+        folder, device=device, dtype=dtype, compile=compile, attention=attention, lanes=lanes
+    )
 
 
 def _exported(folder: Path, name: str, dtype: str, threads: int | None, lanes: int) -> Runtime:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from offramp.types import Array, Batch, ExitOutput, ProblemType, Stage
 
-__all__ = ["Defers", "Memory", "Pads", "RunsSingle", "Runtime", "RuntimeInfo", "StageCost"]
+__all__ = ["Defers", "Memory", "Pads", "RunsSingle", "Runtime", "RuntimeInfo", "SharesThreads", "StageCost"]
 
 Memory = Mapping[str, Array]
 """What heads remember of each unit between exits: name -> array whose first axis is the unit."""
@@ -105,6 +106,16 @@ class Pads(Protocol):
     def room(self, rows: int, width: int) -> tuple[int, int]:
         """With how many rows and tokens it computes a batch: hidden states in the corner of such an array, zeros or
         anything finite around them, need not be copied.
+        """
+
+
+@runtime_checkable
+class SharesThreads(Protocol):
+    """What a runtime can do besides, where its operators take the threads of the process: share them out to lanes."""
+
+    def shared_out(self) -> AbstractContextManager[Callable[[], None]]:
+        """Around lanes, entered by the thread that begins them: gives what each lane's thread calls first, to take its
+        share. At the end all is as it was.
         """
 
 

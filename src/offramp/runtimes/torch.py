@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FunctionType
@@ -18,6 +19,7 @@ from offramp.model.attention import attend_by
 from offramp.model.backbone import Cut
 from offramp.model.modeling import load_early_exit
 from offramp.runtimes.base import Memory, RuntimeInfo
+from offramp.runtimes.cpu import check_lanes
 from offramp.types import Array, Batch, ExitOutput, Lazily, Stage
 
 __all__ = ["TorchRuntime"]
@@ -37,10 +39,12 @@ class TorchRuntime:
         compile: let ``torch.compile`` make code of each stage's layers and of each exit, at their first calls: once for
             a row alone and once for several, whatever their number and length.
         attention: what computes it, as ``attn_implementation`` of transformers (the model is changed); None: as it is.
+        lanes: batches that will be computed side by side, sharing torch's threads out among them; on a CPU.
 
     Raises:
         UnsupportedError: attention by another implementation than the one that the family has.
-        KnobError: attention that is not installed, or cannot serve this model.
+        KnobError: attention that is not installed, or cannot serve this model; more lanes than threads, or lanes on a
+            GPU or with ``compile``.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class TorchRuntime:
         device: str | torch.device | None = None,
         compile: bool = False,
         attention: str | None = None,
+        lanes: int = 1,
     ) -> None:
         self.model = model.eval() if device is None else model.eval().to(device)
         if attention is not None:
@@ -63,6 +68,9 @@ class TorchRuntime:
         self._exits: list[_Exit] = [_compiled(each) if compile else each for each in exits]
         parameter = next(self.model.parameters())
         self.device = parameter.device
+        self.lanes = lanes
+        if lanes != 1:
+            _check_lanes(lanes, self.device, compile=compile)
         dtype = str(parameter.dtype).removeprefix("torch.")
         self._info = RuntimeInfo(
             name="torch",
@@ -88,13 +96,15 @@ class TorchRuntime:
         dtype: str = "float32",
         compile: bool = False,
         attention: str | None = None,
+        lanes: int = 1,
     ) -> TorchRuntime:
         """Load a run folder. ``device`` None: a GPU where there is one.
 
         Raises:
             RunError: the folder is no run, or damaged.
             UnsupportedError: attention by another implementation than the one that the family has.
-            KnobError: a dtype this runtime does not have, or a device or attention that this machine does not.
+            KnobError: a dtype this runtime does not have, or a device, attention or number of lanes that this machine
+                does not.
         """
         if dtype not in _DTYPES:
             raise KnobError(f"dtype must be one of {', '.join(_DTYPES)}, not {dtype!r}")
@@ -107,7 +117,7 @@ class TorchRuntime:
             reason = str(error).splitlines()[0].partition(". ")[0]  # torch goes on to list all that it was built for
             raise KnobError(f"device {device!r} cannot be used here ({reason}): leave it out, or give cpu") from None
         model = load_early_exit(folder, dtype=_DTYPES[dtype])
-        return cls(model, device=device, compile=compile, attention=attention)
+        return cls(model, device=device, compile=compile, attention=attention, lanes=lanes)
 
     @property
     def info(self) -> RuntimeInfo:
@@ -145,6 +155,16 @@ class TorchRuntime:
         """
         return self._exits[stage.index](hidden, batch.lengths, memory)
 
+    @contextmanager
+    def shared_out(self) -> Iterator[Callable[[], None]]:
+        """Share torch's threads out among lanes; see ``runtimes.base.SharesThreads``."""
+        threads = torch.get_num_threads()
+        try:
+            yield partial(torch.set_num_threads, max(1, threads // self.lanes))
+        finally:
+            # What a thread sets is its own, but also what threads begin with that come after it.
+            torch.set_num_threads(threads)
+
     def send(self, array: Array) -> Tensor:
         """An array of the host on this device; see ``runtimes.base.Defers``."""
         tensor = torch.from_numpy(np.ascontiguousarray(array))
@@ -163,6 +183,15 @@ class TorchRuntime:
             return host.numpy()
 
         return wait
+
+
+def _check_lanes(lanes: int, device: torch.device, *, compile: bool) -> None:
+    """Refuse lanes that would only wait for each other, or that nobody has tried."""
+    if device.type != "cpu":
+        raise KnobError(f"lanes are for the CPU: on {device} one batch is computed after the other")
+    if compile:
+        raise KnobError("torch compiles for one batch after the other: leave lanes out, or compile")
+    check_lanes(lanes, torch.get_num_threads())
 
 
 def _run_layers(model: Any, parts: Cut, stage: Stage, hidden: Tensor, lengths: Tensor) -> Tensor:
