@@ -184,7 +184,8 @@ def report(result: dict[str, Any]) -> None:
         print(f"{row['name']:<12}", "  ".join(cells))
     for row in result["wall_clock"]["rows"]:
         print(
-            f"{row['setting']:<11} {row['lanes']} lanes  {row['texts_per_second']:.0f} texts/s  accuracy {100 * row['accuracy']:.2f}  wall clock {row['wall_clock_fraction']:.3f} "
+            f"{row['setting']:<11} {row['lanes']} lanes  {row['texts_per_second']:.0f} texts/s  "
+            f"accuracy {100 * row['accuracy']:.2f}  wall clock {row['wall_clock_fraction']:.3f} "
             f"{row['wall_clock_fraction_range']}  tokens x layers {row['token_layer_fraction']:.3f}  "
             f"ratio {row['efficiency']:.3f}"
         )

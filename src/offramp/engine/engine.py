@@ -12,6 +12,7 @@ next batch is queued first (``ahead``), so that the GPU has work while the host 
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -54,6 +55,12 @@ _CPU_TOKENS = 600.0
 Between two stages of it Python is cold and takes several times what it takes in a loop of its own, which is all that
 ``measure_cost`` could see; so this is read off whole runs (docs/performance.md).
 """
+
+_CPU_CALL = 45.0
+"""Tokens for whose time torch on a CPU passes a batch through a stage, besides its tokens: read off whole runs too."""
+
+_BOOKKEEPING = 3e-4
+"""Seconds that a batch costs the engine itself at a stage."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +152,8 @@ class Engine:
             waste=waste,
             hold=hold,
             go_on=_enough_tokens(runtime.info) if go_on is None else go_on,
+            call=_call_in_tokens(runtime.info),
+            room=self._room,
         )
         self._most_kept = 2 * hold * max_rows
         self._inputs: dict[int, tuple[Unit, Mapping[str, float]]] = {}
@@ -461,6 +470,13 @@ class Engine:
 
     def _gathered(self, groups: Sequence[Group]) -> Rows:
         return gathered(groups, self._transfers.send, self._room)
+
+
+def _call_in_tokens(info: RuntimeInfo) -> float:
+    """What a batch costs at a stage besides its tokens, in tokens."""
+    if info.cost is None:
+        return _CPU_CALL
+    return (info.cost.call + _BOOKKEEPING) / info.cost.token if info.cost.token else math.inf
 
 
 def _nothing_to_share() -> AbstractContextManager[Callable[[], None]]:

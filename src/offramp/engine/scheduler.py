@@ -10,7 +10,8 @@ parked before the next stage until there are enough of them, from whichever batc
    CPU takes as long for a token among a hundred as among thousands.
 3. **The deepest full stage**: ``hold`` batches of rows are parked there (``hold * max_rows``, or as many tokens).
    Deepest, because what runs there can only move rows on to emptier places. More than one batch, because survivors
-   come from texts of all lengths: out of many a batch of like lengths can be taken, and padding is computed too.
+   come from texts of all lengths: out of many a batch of like lengths can be taken, and padding is computed too. It
+   then runs until half of them are gone or others come, its fullest batches first: they are planned once.
 4. **New inputs**: those that have waited longest, in the company of waiting inputs of like length.
 5. **The shallowest stage** with rows. Nothing else can arrive from above it, so going downwards each later stage
    is met by all the survivors there will ever be: the fewest batches.
@@ -22,20 +23,21 @@ What follows from it, and is tested:
   In flight are at most ``(stages - 1) * (hold * max_rows - 1) + max_rows`` rows, inputs not counted.
 - *Nobody starves.* A parked row is passed over at most ``patience_steps`` times, plus once for every row that was
   parked before it. Inputs are admitted oldest first, and between two admissions rows can only go down and out.
-- *Little is padding.* Rows are batched longest first, and a batch is closed where another row would make positions
-  computed exceed ``waste`` times the real tokens, or ``max_tokens``. A row longer than ``max_tokens`` goes alone.
+- *Little is padding.* The rows of a stage are split so that padding and calls cost least together (``batches.alike``),
+  and no batch computes more than ``waste`` times its real tokens, or ``max_tokens``. A longer row goes alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from offramp.engine.batches import alike
 from offramp.errors import KnobError
 
-__all__ = ["Scheduler", "Work", "alike"]
+__all__ = ["Scheduler", "Work"]
 
 _PLANNED = 64
 """Batches of inputs planned ahead: sorting a long backlog at every arrival would cost more than it saves."""
@@ -68,6 +70,8 @@ class Scheduler:
         waste: positions computed, as a multiple of real tokens, that a batch may reach; infinity: any.
         hold: batches' worth of rows that wait before a stage until it runs.
         go_on: tokens with which the survivors of a step are the next batch; infinity: they always wait.
+        call: what a batch costs besides its tokens, in tokens.
+        room: with how many rows and tokens a batch of so many is computed; None: as many.
 
     Raises:
         KnobError: a setting outside what it may be.
@@ -83,6 +87,8 @@ class Scheduler:
         waste: float,
         hold: int = 1,
         go_on: float = math.inf,
+        call: float = math.inf,
+        room: Callable[[int, int], tuple[int, int]] | None = None,
     ) -> None:
         if max_rows < 1 or (max_tokens is not None and max_tokens < 1):
             raise KnobError(
@@ -96,13 +102,17 @@ class Scheduler:
             raise KnobError(f"hold must be 1 or more, not {hold}")
         if not go_on >= 0:
             raise KnobError(f"go_on must be 0 tokens or more, not {go_on!r}")
-        self._hold, self._go_on = hold, go_on
+        if not call >= 0:
+            raise KnobError(f"call must be 0 tokens or more, not {call!r}")
+        self._hold, self._go_on, self._call, self._room = hold, go_on, call, room
         self._max_rows, self._max_tokens = max_rows, math.inf if max_tokens is None else max_tokens
         self._patience, self._waste = patience_steps, waste
         # Insertion order is order of arrival: the first row of a queue is its oldest.
         self._queues: list[dict[int, _Place]] = [{} for _ in range(stages)]
         self._stage_of: dict[int, int] = {}
-        self._plan: dict[int, list[int]] = {}  # input -> the batch it will be in; empty when it must be made anew
+        # Of each stage, row -> the batch that it will be in: until others come to it.
+        self._plans: list[dict[int, list[int]]] = [{} for _ in range(stages)]
+        self._draining: set[int] = set()  # stages that were full, and still run
         self._survivors: list[Work] = []  # that are to go on: of the step before, of each lane
         self._last: Work | None = None  # survivors of the step before, be they many or few
         self._step = 0
@@ -124,9 +134,9 @@ class Scheduler:
         for row, length in zip(ids, lengths, strict=True):
             self._queues[stage][row] = _Place(length, self._step)
             self._stage_of[row] = stage
-        if stage == 0:
-            self._plan = {}
-        elif ids and max(lengths) * len(ids) <= self._waste * sum(lengths):
+        if ids:
+            self._plan_anew(stage)
+        if stage and ids and max(lengths) * len(ids) <= self._waste * sum(lengths):
             self._last = Work(stage, list(ids))
             if sum(lengths) >= self._go_on:
                 self._survivors.append(self._last)
@@ -136,8 +146,13 @@ class Scheduler:
         found = {row: self._stage_of.pop(row) for row in dict.fromkeys(ids) if row in self._stage_of}
         for row, stage in found.items():
             del self._queues[stage][row]
-        self._plan, self._survivors, self._last = {}, [], None
+            self._plan_anew(stage)
+        self._survivors, self._last = [], None
         return found
+
+    def _plan_anew(self, stage: int) -> None:
+        self._plans[stage] = {}
+        self._draining.discard(stage)
 
     def next(self) -> Work | None:
         """Take the next batch out of its queue; None where nothing waits."""
@@ -148,8 +163,11 @@ class Scheduler:
         self._last = None
         # Some that were to go on may have been taken along: the others of their batch wait for company.
         self._survivors = [each for each in self._survivors if each.stage != stage or not set(ids) & set(each.ids)]
+        if self._plans[stage].get(ids[0]) is not ids:  # not one of the batches planned
+            self._plan_anew(stage)
         for row in ids:
             del self._queues[stage][row], self._stage_of[row]
+            self._plans[stage].pop(row, None)
         return Work(stage, ids)
 
     def _choose(self) -> tuple[int, list[int]]:
@@ -165,9 +183,9 @@ class Scheduler:
             return self._last.stage, self._last.ids
         for stage in reversed(later):
             if self._full(stage):
-                return stage, max(self._batches(stage), key=len)
+                return stage, max(self._planned(stage).values(), key=len)
         if self._queues[0]:
-            return 0, self._inputs()
+            return 0, self._with_oldest(0)
         shallowest = next(stage for stage in later if self._queues[stage])
         return shallowest, self._with_oldest(shallowest)
 
@@ -181,55 +199,30 @@ class Scheduler:
         return stage if passed_over >= self._patience else None
 
     def _full(self, stage: int) -> bool:
-        queue = self._queues[stage]
-        if len(queue) >= self._hold * self._max_rows:
-            return True
-        held = self._hold * self._max_tokens
-        return held < math.inf and sum(place.length for place in queue.values()) >= held
+        """Whether as much waits as may wait, or more than half of that where it has begun to run."""
+        queue, rows, tokens = self._queues[stage], self._hold * self._max_rows, self._hold * self._max_tokens
+        if stage in self._draining:
+            rows, tokens = rows // 2 + 1, tokens / 2 + 1
+        full = len(queue) >= rows
+        if not full and tokens < math.inf:
+            full = sum(place.length for place in queue.values()) >= tokens
+        if full:
+            self._draining.add(stage)
+        return full
 
-    def _batches(self, stage: int) -> list[list[int]]:
-        """Split the rows before a stage into batches; of very many inputs, only those that came first."""
-        ids = list(islice(self._queues[stage], _PLANNED * self._max_rows))
-        lengths = [self._queues[stage][row].length for row in ids]
-        parts = alike(lengths, max_rows=self._max_rows, max_tokens=self._max_tokens, waste=self._waste)
-        return [[ids[row] for row in part] for part in parts]
+    def _planned(self, stage: int) -> dict[int, list[int]]:
+        """Row -> its batch, for the rows before a stage; of very many inputs, for those that came first."""
+        oldest = next(iter(self._queues[stage]))
+        if oldest not in self._plans[stage]:
+            ids = list(islice(self._queues[stage], _PLANNED * self._max_rows))
+            parts = alike(
+                [self._queues[stage][row].length for row in ids],
+                max_rows=self._max_rows, max_tokens=self._max_tokens, waste=self._waste, call=self._call,
+                room=self._room,
+            )  # fmt: skip
+            batches = [[ids[row] for row in part] for part in parts]
+            self._plans[stage] = {row: batch for batch in batches for row in batch}
+        return self._plans[stage]
 
     def _with_oldest(self, stage: int) -> list[int]:
-        oldest = next(iter(self._queues[stage]))
-        return next(batch for batch in self._batches(stage) if oldest in batch)
-
-    def _inputs(self) -> list[int]:
-        """The batch with the oldest input. Planned for many batches ahead, until other inputs come."""
-        oldest = next(iter(self._queues[0]))
-        if oldest not in self._plan:
-            self._plan = {row: batch for batch in self._batches(0) for row in batch}
-        return self._plan[oldest]
-
-
-def alike(lengths: Sequence[int], *, max_rows: int, max_tokens: float, waste: float) -> list[list[int]]:
-    """Split rows into batches of like length, longest first.
-
-    ``inputs.batching.length_sorted`` with one more limit: rows x longest row <= ``waste`` x tokens that are no padding.
-
-    Args:
-        lengths: tokens in each row.
-        max_rows: most rows in a batch.
-        max_tokens: most positions in a batch, padding included; a longer row goes alone.
-        waste: see above; 1 or more.
-
-    Returns:
-        Row numbers of each batch; every row is in exactly one.
-    """
-    batches: list[list[int]] = []
-    real = 0
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if batches:
-            batch = batches[-1]
-            positions = lengths[batch[0]] * (len(batch) + 1)
-            if len(batch) < max_rows and positions <= min(max_tokens, waste * (real + lengths[row])):
-                batch.append(row)
-                real += lengths[row]
-                continue
-        batches.append([row])
-        real = lengths[row]
-    return batches
+        return self._planned(stage)[next(iter(self._queues[stage]))]
