@@ -95,7 +95,10 @@ def test_json(cli: Cli, copy: Path) -> None:
     ("options", "message"),
     [
         (["--runtime", "abacus"], "nothing can be exported for 'abacus': there are onnx and openvino"),
-        (["--runtime", "openvino", "--int8-kind", "rows"], "for openvino int8 is made by static, not 'rows'"),
+        (
+            ["--runtime", "openvino", "--int8-kind", "weights"],
+            "int8 is made by rows, static, not 'weights'",
+        ),
         (["--int8-kind", "magic"], "int8 is made by rows, static, weights, dynamic, not 'magic'"),
         (["--exits", "two"], "--exits takes layers such as 2,4, or all, not 'two'"),
         (["--exits", "9"], "this model has no exit after layer 9: it has them after 1, 2, 3"),

@@ -114,6 +114,7 @@ RUNTIMES: Mapping[str, Case] = {
         export="float32",
         served_by="openvino",
     ),
+    "openvino-int8-rows": Case(family="bert", exits=WEIGHED, token_types=True, export="rows", served_by="openvino"),
     "openvino-int8": Case(family="bert", exits=WEIGHED, token_types=True, export="static", served_by="openvino"),
     "openvino-int8-mean": Case(
         family="electra", exits=DISTANT | {"pooling": "mean"}, export="static", served_by="openvino"

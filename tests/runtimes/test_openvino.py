@@ -29,9 +29,9 @@ from offramp.pipeline import Classifier
 from offramp.runtimes import check_installed, cpu, open_runtime
 from offramp.runtimes import openvino as module
 from offramp.runtimes.export.onnx import export_onnx
-from offramp.runtimes.export.openvino import export_openvino, quantised
+from offramp.runtimes.export.openvino import compressed, export_openvino, quantised
 from offramp.runtimes.manifest import FORMAT, read_manifest
-from offramp.runtimes.openvino import OpenvinoRuntime, _padded, has_bfloat16, padded_rows
+from offramp.runtimes.openvino import OpenvinoRuntime, _padded, core, has_bfloat16, padded_rows, settings
 from offramp.traces.replay import replay
 
 TEXTS = ["a lovely gem of a film", "the dull town", "gem " * 60, "weird, crooked people and their music", "a"]
@@ -387,9 +387,42 @@ def test_only_wide_products_over_tokens_are_int8() -> None:
     assert [name for name, kind in read.items() if kind == "FakeQuantize"] == ["wide"], read
 
 
+def test_each_token_is_rounded_by_its_own_scales() -> None:
+    """Neither its company nor a far larger token beside it changes what a text gives."""
+    import openvino
+    from openvino import opset13 as op
+
+    draw = np.random.default_rng(0)
+    hidden = op.parameter([-1, -1, 256], np.float32, name="hidden")
+    wide = op.constant(draw.standard_normal((256, 256)).astype(np.float32))
+    graph = openvino.Model([op.matmul(hidden, wide, False, False)], [hidden], "product")
+    rows, weights = (
+        core().compile_model(compressed(graph.clone()), "CPU", settings("int8", 1, kind))
+        for kind in ("rows", "weights")
+    )
+    given = draw.standard_normal((6, 5, 256)).astype(np.float32)
+    given[3] *= 1000
+    found, exact = rows(given)[0], weights(given)[0]
+    for row in range(6):
+        np.testing.assert_array_equal(rows(given[row : row + 1])[0][0], found[row])
+    error = np.abs(found - exact).max(axis=(1, 2)) / np.abs(exact).max(axis=(1, 2))
+    assert (error < 0.02).all()
+    if cpu.has_int8_instructions():
+        assert (error > 0).all()  # the products are of eight-bit numbers
+
+
+def test_int8_by_rows_says_what_float32_says(copy: Path, texts: list[str]) -> None:
+    made = export_openvino(copy, int8="rows", exits="all", threads=1)  # no texts: nothing is measured
+    assert (made.quantisation, made.batch_invariant) == ("rows", True)
+    assert min(made.check["labels"]) > 0.95
+    assert made.check["batch_1"]["largest_difference"] == 0
+    sizes = [sum(path.stat().st_size for path in variant(copy, dtype).glob("*.bin")) for dtype in ("float32", "int8")]
+    assert sizes[1] < 0.6 * sizes[0]
+
+
 def test_a_kind_of_int8_that_is_not(run: Path) -> None:
-    with pytest.raises(KnobError, match="for openvino int8 is made by static, not 'rows'"):
-        export_openvino(run, int8="rows")
+    with pytest.raises(KnobError, match="for openvino int8 is made by rows, static, not 'dynamic'"):
+        export_openvino(run, int8="dynamic")
 
 
 def test_nothing_is_written_that_differs_from_torch(trained: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -47,6 +47,7 @@ VARIANTS = (
     Variant("openvino-float32", "OpenVINO fp32", "openvino", "float32"),
     Variant("openvino-bfloat16", "OpenVINO bf16", "openvino", "bfloat16"),
     Variant("openvino-int8", "OpenVINO int8", "openvino", "int8", "static"),
+    Variant("openvino-rows", "OpenVINO row int8", "openvino", "int8", "rows"),
 )
 
 

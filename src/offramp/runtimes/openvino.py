@@ -36,10 +36,13 @@ from offramp.types import Array, Batch, ExitOutput, Stage
 with without_telemetry():
     import openvino
 
-__all__ = ["FOLDERS", "OpenvinoRuntime", "core", "has_bfloat16", "padded_rows"]
+__all__ = ["FOLDERS", "GROUP", "OpenvinoRuntime", "core", "has_bfloat16", "padded_rows"]
 
 FOLDERS: Mapping[str, str] = {"int8": "int8", "float32": "float32", "bfloat16": "float32"}
 """dtype -> the exported graphs that it runs: bfloat16 is another way of running float32's."""
+
+GROUP = 128
+"""Numbers of a token that share a scale, where each token has scales of its own."""
 
 _HIDDEN = 3
 """Axes of hidden states."""
@@ -198,7 +201,9 @@ class OpenvinoRuntime:
             names = [[each.any_name for each in ports] for ports in (model.inputs, model.outputs)]
             requests: LifoQueue[Any] = LifoQueue()
             for _ in range(self.lanes):  # compiled for each: streams of one would be handed every batch, and wake late
-                compiled = core().compile_model(model, "CPU", settings(self._info.dtype, self.threads))
+                compiled = core().compile_model(
+                    model, "CPU", settings(self._info.dtype, self.threads, self.manifest.quantisation)
+                )
                 requests.put(compiled.create_infer_request())
         except Exception as error:  # openvino's errors share no class but this one
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
@@ -213,14 +218,21 @@ class OpenvinoRuntime:
         return _Loaded(graph, requests, width)
 
 
-def settings(dtype: str, threads: int) -> dict[str, Any]:
-    """How OpenVINO runs a graph: one batch at a time, and no thread is bound to a core, where others may be at work."""
+def settings(dtype: str, threads: int, quantisation: str | None = None) -> dict[str, Any]:
+    """How OpenVINO runs a graph: one batch at a time, and no thread is bound to a core, where others may be at work.
+
+    Args:
+        dtype: in which it computes.
+        threads: for each operator.
+        quantisation: the manifest's; ``rows``: products round what they read by a scale for each ``GROUP`` numbers.
+    """
     return {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": threads,
         "ENABLE_CPU_PINNING": False,
         "INFERENCE_PRECISION_HINT": "bf16" if dtype == "bfloat16" else "f32",
+        **({"DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP} if quantisation == "rows" else {}),
     }
 
 

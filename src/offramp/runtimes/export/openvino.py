@@ -1,12 +1,18 @@
 """A run as OpenVINO graphs, one a stage: traced, quantised by NNCF, checked; and only then put in its place.
 
-Int8 is static: a range for each product's input, measured on texts beforehand, so nobody's neighbours change an
-answer. Each stage is calibrated on the hidden states that the stages before it give it. Activations of a channel that
-runs large are scaled down into the weights first (SmoothQuant, Xiao et al., 2022, https://arxiv.org/abs/2211.10438),
-and what rounding does to each product's mean is taken back, product after product. (NNCF's fast way of doing that, its
-default, leaves a constant error in what pooled exits read: on SST-2 it moved one text in three to another exit, instead
-of one in six.) Attention itself stays float32, and so do the heads' products over one vector a text: they cost nothing,
-and thresholds hang on them.
+Int8 is made in one of two ways, and in neither do a text's neighbours change its answer.
+
+``rows``: the weights are kept in eight bits, and each token's numbers are rounded as they come, by a scale for every
+`runtimes.openvino.GROUP` of them: OpenVINO's dynamic quantisation. No texts are needed, and next to nothing is lost.
+
+``static``: a range for each product's input, measured on texts beforehand; a little faster, and more is lost. Each
+stage is calibrated on the hidden states that the stages before it give it. Activations of a channel that runs large are
+scaled down into the weights first (SmoothQuant, Xiao et al., 2022, https://arxiv.org/abs/2211.10438), and what rounding
+does to each product's mean is taken back, product after product. (NNCF's fast way of doing that, its default, leaves a
+constant error in what pooled exits read: on SST-2 it moved one text in three to another exit, instead of one in six.)
+
+Attention itself stays float32, and so do the heads' products over one vector a text: they cost nothing, and thresholds
+hang on them.
 
 Scores of criteria are not computed in these graphs, as they are in those for ONNX Runtime: here every operator costs
 some microseconds however small its work is, and numpy is done with entropy and distances sooner.
@@ -44,10 +50,13 @@ from offramp.traces.files import write_atomically
 with without_telemetry():
     import openvino
 
-__all__ = ["LENGTH_STEP", "export_openvino", "load_nncf", "quantised"]
+__all__ = ["LENGTH_STEP", "compressed", "export_openvino", "load_nncf", "quantised"]
 
 LENGTH_STEP = 4
 """Tokens: a compromise between kernels for ever more widths, and tokens computed for nothing."""
+
+_KINDS = ("rows", "static")
+"""Ways to make int8."""
 
 _FLAT = 2
 """Axes of what a product reads that has one vector a text."""
@@ -65,9 +74,9 @@ def export_openvino(
 
     Args:
         folder: a run folder.
-        int8: ``static``; None: float32, which serves bfloat16 too.
+        int8: ``rows`` or ``static``; None: float32, which serves bfloat16 too.
         exits: which exits stay.
-        texts: to check with, and to measure ranges on for int8; None: sentences that come with offramp.
+        texts: to check with, and to measure ranges on for static int8; None: sentences that come with offramp.
         threads: for the checks.
 
     Returns:
@@ -79,8 +88,8 @@ def export_openvino(
         UnsupportedError: the model cannot be exported, or its graphs do not say what torch says.
         DataError: no texts.
     """
-    if int8 not in (None, "static"):
-        raise KnobError(f"for openvino int8 is made by static, not {int8!r}")
+    if int8 not in (None, *_KINDS):
+        raise KnobError(f"for openvino int8 is made by {', '.join(_KINDS)}, not {int8!r}")
     threads = check_threads(threads)
     source = open_source(folder, exits, texts, scores=False)
     dtype = "float32" if int8 is None else "int8"
@@ -92,7 +101,7 @@ def export_openvino(
         errors = stage_errors(source.plans, runtime, source.reading)
         more: dict[str, Any] = {}
         if int8 is not None:
-            small = _quantised(kept, source, runtime)
+            small = _quantised(kept, source, runtime, int8)
             kept = staging / "made"
             made = _write(kept, source, small, int8)
             runtime = OpenvinoRuntime(kept, threads=threads)
@@ -167,11 +176,14 @@ def load_nncf() -> Any:
     return nncf
 
 
-def _quantised(folder: Path, source: Source, exact: OpenvinoRuntime) -> dict[str, Any]:
-    source.warn_of_built_in_texts()
+def _quantised(folder: Path, source: Source, exact: OpenvinoRuntime, kind: str) -> dict[str, Any]:
     made: dict[str, Any] = {}
-    for place, (entry, given) in enumerate(zip(exact.manifest.stages, _seen(source, exact), strict=True)):
-        made[f"stage-{place}"] = quantised(core().read_model(folder / entry.layers_graph.file), given)
+    if kind == "static":
+        source.warn_of_built_in_texts()
+    seen = _seen(source, exact) if kind == "static" else [[] for _ in exact.manifest.stages]
+    for place, (entry, given) in enumerate(zip(exact.manifest.stages, seen, strict=True)):
+        graph = core().read_model(folder / entry.layers_graph.file)
+        made[f"stage-{place}"] = quantised(graph, given) if kind == "static" else compressed(graph)
         if entry.exit_graph is not None:
             made[f"exit-{place}"] = core().read_model(folder / entry.exit_graph.file)
     return made
@@ -198,7 +210,6 @@ def quantised(graph: Any, given: Sequence[Mapping[str, Any]]) -> Any:
         given: its inputs, by name, as many times as there are texts.
     """
     nncf = load_nncf()
-    exact = [node.get_friendly_name() for node in graph.get_ordered_ops() if _stays_exact(node)]
     with redirect_stdout(io.StringIO()):  # bars of progress
         return nncf.quantize(
             graph,
@@ -206,8 +217,21 @@ def quantised(graph: Any, given: Sequence[Mapping[str, Any]]) -> Any:
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(given),
             fast_bias_correction=False,
-            ignored_scope=nncf.IgnoredScope(names=exact, validate=False),
+            ignored_scope=_exact(graph),
         )
+
+
+def compressed(graph: Any) -> Any:
+    """A stage's graph with the weights of products, and embeddings, in eight bits: a scale for each output or token."""
+    nncf = load_nncf()
+    with redirect_stdout(io.StringIO()):
+        return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_SYM, ignored_scope=_exact(graph))
+
+
+def _exact(graph: Any) -> Any:
+    """What stays float32, as NNCF wants it."""
+    names = [node.get_friendly_name() for node in graph.get_ordered_ops() if _stays_exact(node)]
+    return load_nncf().IgnoredScope(names=names, validate=False)
 
 
 def _stays_exact(node: Any) -> bool:
