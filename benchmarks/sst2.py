@@ -127,6 +127,10 @@ def main() -> None:
             "head_learning_rate": HEAD_LEARNING_RATE,
             "early_exit_pooling": Run.open(run).section["pooling"],
             "last_exit": Run.open(run).section["last_exit"],
+            "phases": [
+                {"trains": phase["trains"], "epochs": phase["arguments"]["num_train_epochs"]}
+                for phase in training_record(run)["phases"]
+            ],
             "note": "both models are the last checkpoint; knobs are scored on halves of dev they were not chosen on",
         },
         "training_seconds": {"de3bert": training_record(run)["seconds"]},

@@ -8,8 +8,8 @@ from __future__ import annotations
 import gc
 import json
 import os
-import signal
 import random
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path

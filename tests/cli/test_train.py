@@ -186,6 +186,7 @@ def test_a_folder_that_is_not_ours_is_neither_used_nor_removed(
         (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size must be 1 or more, not 0"),
         (["--learning_rate", "nan"], "--learning_rate must be 0 or more, not nan"),
         (["--metric_for_best_model", "nosuch"], "--metric_for_best_model must be one of exits_loss, loss, accuracy"),
+        (["--save_strategy", "epoch"], "--save_strategy epoch does not go with --eval_strategy steps: give both alike"),
         (["--report_to", "nosuch"], "training arguments: nosuch is not supported"),
         (["--set", "criterion.fusion=foo"], "fusion must be one of harmonic, arithmetic, geometric, min, max"),
         (["--set", "criterion.own=foo"], "own must be one of predicted, nearest"),

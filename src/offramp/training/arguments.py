@@ -17,7 +17,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from offramp.errors import KnobError
 from offramp.model.exits import Exits
 
-__all__ = ["FROZEN", "ExitTrainingArguments", "make_arguments", "of_tokens"]
+__all__ = ["FROZEN", "ExitTrainingArguments", "in_one_line", "make_arguments", "of_tokens"]
 
 DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 5.0,
@@ -110,10 +110,16 @@ def make_arguments(
     values = {**hardware, **DEFAULTS, **(recipe or {}), "output_dir": output_dir}
     values.update({name: _parse(name, value) for name, value in given.items()})
     _check_numbers(values)
+    _check_strategies(values)
     try:
         return ExitTrainingArguments(**values)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
-        raise KnobError(f"training arguments: {str(error).strip().splitlines()[0]}") from None
+        raise KnobError(f"training arguments: {in_one_line(error)}") from None
+
+
+def in_one_line(error: Exception) -> str:
+    """What transformers complains of: the first paragraph, of which the last lines may be a list."""
+    return " ".join(str(error).strip().split("\n\n")[0].split())
 
 
 UNFIT: Mapping[str, str] = {
@@ -138,6 +144,16 @@ def _refuse_unfit(given: Mapping[str, Any]) -> None:
     for name, reason in NEEDED.items():
         if str(given.get(name, "true")).lower() not in ("true", "1", "yes", "y", "t"):
             raise KnobError(f"--{name} {given[name]} does not go with early exits: {reason}")
+
+
+def _check_strategies(values: Mapping[str, Any]) -> None:
+    """Complain where the best checkpoint could not be told: evaluated at other times than it is saved."""
+    save, evaluate = (getattr(each, "value", each) for each in (values["save_strategy"], values["eval_strategy"]))
+    if values.get("load_best_model_at_end") and save not in ("best", evaluate):
+        raise KnobError(
+            f"--save_strategy {save} does not go with --eval_strategy {evaluate}: give both alike, or leave the best "
+            "checkpoint with --load_best_model_at_end no"
+        )
 
 
 def _check_numbers(values: Mapping[str, Any]) -> None:

@@ -35,7 +35,7 @@ from offramp.objectives import make_objective
 from offramp.recipes import Phase, Recipe, load_recipe
 from offramp.run import FORMAT, TRAINING_ROWS, Run, check_replaceable, read_hashes, replace_folder
 from offramp.tasks import Task, make_task
-from offramp.training.arguments import FROZEN, ExitTrainingArguments, make_arguments, of_tokens
+from offramp.training.arguments import FROZEN, ExitTrainingArguments, in_one_line, make_arguments, of_tokens
 from offramp.training.data import Examples, TrainingData, load_data, row_hashes
 from offramp.training.features import CollateFeatures, Dtype, FeatureRows, can_keep, keep_features, size_on_disk
 from offramp.training.finish import AGREEMENT, OWN_ANSWERS, write_measured
@@ -582,7 +582,7 @@ def _run_phase(
             compute_metrics=exit_metrics(task, layers),
         )
     except (ValueError, ImportError, RuntimeError) as error:  # a reporter that is not installed, options that clash
-        raise KnobError(f"training arguments: {str(error).strip().splitlines()[0]}") from error
+        raise KnobError(f"training arguments: {in_one_line(error)}") from error
     # Whichever transformers chose: a bar, a notebook's bar, or dictionaries printed (where its logging is quiet).
     trainer.callback_handler.callbacks = [
         callback

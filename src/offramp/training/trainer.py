@@ -19,6 +19,7 @@ from transformers import EvalPrediction, ProgressCallback, Trainer
 from offramp.errors import KnobError, TrainingError
 from offramp.model.modeling import parameters_of
 from offramp.tasks import Task
+from offramp.training.arguments import in_one_line
 
 __all__ = ["ExitProgress", "ExitTrainer", "exit_metrics", "progress_bar"]
 
@@ -115,7 +116,7 @@ def _as_arguments() -> Iterator[None]:
     try:
         yield
     except (ImportError, ValueError, TypeError) as error:
-        raise KnobError(f"training arguments: {str(error).strip().splitlines()[0]}") from error
+        raise KnobError(f"training arguments: {in_one_line(error)}") from error
 
 
 def _check_number(what: str, value: float, where: str) -> None:
