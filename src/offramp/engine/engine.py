@@ -15,8 +15,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -143,7 +142,7 @@ class Engine:
         self._runs_single = answers_in_one_call(runtime.info, criterion)
         self._on_host = decides_on_host(runtime.info)
         self._room = runtime.room if isinstance(runtime, Pads) else None
-        self._shared_out = runtime.shared_out if isinstance(runtime, SharesThreads) else _nothing_to_share
+        self._shared_out = runtime.shared_out if isinstance(runtime, SharesThreads) else None
         self._scheduler = Scheduler(
             len(self._stages),
             max_rows=max_rows,
@@ -477,14 +476,6 @@ def _call_in_tokens(info: RuntimeInfo) -> float:
     if info.cost is None:
         return _CPU_CALL
     return (info.cost.call + _BOOKKEEPING) / info.cost.token if info.cost.token else math.inf
-
-
-def _nothing_to_share() -> AbstractContextManager[Callable[[], None]]:
-    return nullcontext(_share_taken)
-
-
-def _share_taken() -> None:
-    """Each lane's operators have threads of their own."""
 
 
 def _enough_tokens(info: RuntimeInfo) -> float:

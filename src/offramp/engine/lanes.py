@@ -34,11 +34,15 @@ class Lanes:
     Args:
         engine: whose ``step`` may be called by several threads at once.
         count: of lanes; with one, steps are taken by the calling thread.
-        shared_out: shares the threads of the process out among them (``runtimes.base.SharesThreads``).
+        shared_out: shares the threads of the process out among them (``runtimes.base.SharesThreads``); None: each has
+            threads of its own.
     """
 
     def __init__(
-        self, engine: _Steps, count: int, shared_out: Callable[[], AbstractContextManager[Callable[[], None]]]
+        self,
+        engine: _Steps,
+        count: int,
+        shared_out: Callable[[], AbstractContextManager[Callable[[], None]]] | None,
     ) -> None:
         self._engine, self._count, self._shared_out = engine, count, shared_out
         self._pool: ThreadPoolExecutor | None = None
@@ -47,7 +51,7 @@ class Lanes:
 
     def __enter__(self) -> Lanes:
         if self._count > 1:
-            take_share = self._at_end.enter_context(self._shared_out())
+            take_share = None if self._shared_out is None else self._at_end.enter_context(self._shared_out())
             self._pool = ThreadPoolExecutor(self._count, thread_name_prefix="offramp-lane", initializer=take_share)
         return self
 

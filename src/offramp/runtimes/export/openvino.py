@@ -178,12 +178,12 @@ def load_nncf() -> Any:
 
 def _quantised(folder: Path, source: Source, exact: OpenvinoRuntime, kind: str) -> dict[str, Any]:
     made: dict[str, Any] = {}
+    ways: list[Any] = [compressed] * len(exact.manifest.stages)
     if kind == "static":
         source.warn_of_built_in_texts()
-    seen = _seen(source, exact) if kind == "static" else [[] for _ in exact.manifest.stages]
-    for place, (entry, given) in enumerate(zip(exact.manifest.stages, seen, strict=True)):
-        graph = core().read_model(folder / entry.layers_graph.file)
-        made[f"stage-{place}"] = quantised(graph, given) if kind == "static" else compressed(graph)
+        ways = [partial(quantised, given=given) for given in _seen(source, exact)]
+    for place, (entry, way) in enumerate(zip(exact.manifest.stages, ways, strict=True)):
+        made[f"stage-{place}"] = way(core().read_model(folder / entry.layers_graph.file))
         if entry.exit_graph is not None:
             made[f"exit-{place}"] = core().read_model(folder / entry.exit_graph.file)
     return made
