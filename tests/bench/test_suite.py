@@ -424,6 +424,18 @@ def test_begins_no_cell_that_would_not_end_in_time(suite: Suite, places: Places,
     assert [plan.resume for plan in train.plans] == [False, False, True]
 
 
+def test_one_slow_cell_does_not_put_off_the_others(suite: Suite, places: Places, trained: Path) -> None:
+    from offramp.bench.suite_run import _Runner
+
+    run_suite(suite, places, tasks=["toy"], recipes=["plain", "joint"], train=Copying(trained), say=quiet)
+    paths = sorted((places.results / "traces" / "toy").glob("*.json"))
+    assert len(paths) == 4
+    for path, seconds in zip(paths, (100.0, 6000.0, 120.0, 140.0), strict=True):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": seconds, "recipe": "plain"}))
+    runner = _Runner(suite, places, Results(places.results), Copying(trained), quiet)
+    assert runner.expected(Cell("toy", "plain", 0)) == 130.0
+
+
 def test_a_task_never_run_is_expected_to_take_as_long_by_rows(suite: Suite, places: Places, trained: Path) -> None:
     from offramp.bench.suite_run import _Runner
 

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from offramp.bench.provenance import provenance, write_result
@@ -189,16 +190,20 @@ class _Runner:
         return False
 
     def expected(self, cell: Cell) -> float | None:
-        """Seconds a cell should take, from those that are done; None where nothing is known."""
+        """Seconds a cell should take, from those that are done; None where nothing is known.
+
+        The median of them: one cell that a busy machine slowed down says nothing of the next, and one that takes
+        longer than thought is stopped in time and keeps its checkpoints.
+        """
         records = [one for one in self.results.records() if one["seconds"] and one["epochs"]]
         epochs = _epochs(self.suite, cell)
         kin = [one for one in records if one["task"] == cell.task]
         like = [one for one in kin if one["recipe"] == cell.recipe]
         if like or kin:
-            return float(max(one["seconds"] / one["epochs"] for one in like or kin) * epochs)
+            return float(median(one["seconds"] / one["epochs"] for one in like or kin) * epochs)
         rows = _rows(self.suite.tasks[cell.task], self.places.data)
         rates = [one["seconds"] / (one["epochs"] * one["rows"]["train"]) for one in records]
-        return None if rows is None or not rates else float(max(rates) * rows * epochs)
+        return None if rows is None or not rates else float(median(rates) * rows * epochs)
 
     def run(self, cell: Cell, key: str) -> None:
         """Train a cell where it is not trained, and keep its trace. What goes wrong is kept as its reason."""
