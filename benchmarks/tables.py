@@ -356,11 +356,11 @@ KEYS = ("area", "at_2x", "full_depth")
 
 def speed(result: Result, command: str = "python benchmarks/speed.py") -> str:
     """Deployments against each other, a table a scenario."""
-    settings, best = result["settings"], result["reference"]
+    settings, best, more = result["settings"], result["reference"], _chosen_on(result)
     lines = [
         f"{result['setup']['data']}, {result['data']['n']} texts of dev, {settings['threads']} threads, median of "
         f"{settings['rounds']} interleaved rounds; {_cpu(result)}. Points are lost against {best['of']} in fp32 "
-        f"({100 * best['accuracy']:.1f} %); of rows with exits on the half that nothing was chosen on (mean of "
+        f"({100 * best['accuracy']:.1f} %); of rows with exits on the half that nothing was chosen on{more} (mean of "
         f"{settings['splits']} splits, and where 95 % of them lie), of all others with a 95 % bootstrap interval.",
     ]
     for scenario, fastest in result["fastest_peer"].items():
@@ -369,6 +369,12 @@ def speed(result: Result, command: str = "python benchmarks/speed.py") -> str:
     if missing:
         lines += ["", f"Missing: {'; '.join(missing)}."]
     return "\n".join([*lines, "", _origin(result, command)])
+
+
+def _chosen_on(result: Result) -> str:
+    """What thresholds were chosen on, where that is more than the other half."""
+    more = result["data"].get("chosen_on_only")
+    return f", after choosing on the other and on {more:,} sentences of {result['setup']['choose']}" if more else ""
 
 
 _OPENVINO_ROWS = (

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offramp.bench.exit_choice import THRESHOLDS, Costs, _sets, choose_exits
+from offramp.bench.exit_choice import THRESHOLDS, Costs, _choose, _halves, _sets, _Way, _ways, choose_exits
 from offramp.criteria import make
 from offramp.errors import DataError
 from offramp.traces.replay import replay
@@ -87,10 +87,75 @@ def test_what_is_told_is_within_what_was_allowed_and_not_too_kind() -> None:
 
 def test_a_chooser_that_looks_at_nothing_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The test above can fail: whoever lets everybody leave at once loses more."""
-    monkeypatch.setattr("offramp.bench.exit_choice._choose", lambda *given: (1, 0))  # the first exit, always
+
+    def first_exit_for_all(ways: Any, reference: Any, halves: np.ndarray, *given: Any) -> list[tuple[int, int]]:
+        return [(1, 0)] * len(halves)
+
+    monkeypatch.setattr("offramp.bench.exit_choice._choose", first_exit_for_all)
     told, _ = told_and_true(3, 50.0)
     monkeypatch.undo()
     assert told.mean() > 2.0
+
+
+def chosen_by_one_half(
+    ways: list[_Way], reference: np.ndarray, rows: np.ndarray, max_lost: float, standard_errors: float
+) -> tuple[int, int]:
+    """What ``_choose`` does for all halves at once, one at a time."""
+    best, least = (0, 0), float(ways[0].cost[0, rows].mean())
+    for number, way in enumerate(ways[1:], 1):
+        for place in range(len(way.cost)):
+            lost = 100 * (reference[rows].astype(float) - way.right[place, rows])
+            if lost.mean() + standard_errors * lost.std() / np.sqrt(len(lost)) > max_lost + 1e-6:
+                break
+            if (cost := float(way.cost[place, rows].mean(dtype=float))) < least - 1e-9:
+                best, least = (number, place), cost
+    return best
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10_000), max_lost=st.floats(0, 6), errors=st.sampled_from([0.0, 1.0]))
+def test_halves_choose_together_as_each_would_alone(seed: int, max_lost: float, errors: float) -> None:
+    some = trace(150, seed=seed)
+    ways, halves = _ways(some, [make("entropy")], Costs(1.0, 0.05), 150), _halves(150, 4, seed)
+    together = _choose(ways, full_depth(some), halves, max_lost, errors)
+    for half, (number, place) in zip(halves, together, strict=True):
+        other, there = chosen_by_one_half(ways, full_depth(some), half, max_lost, errors)
+        assert ways[number].cost[place, half].mean() == pytest.approx(ways[other].cost[there, half].mean(), rel=1e-5)
+
+
+def test_texts_that_are_chosen_on_only_are_never_scored() -> None:
+    """On them the first exit is always right, and they are many; the others' first exit never is."""
+    scored, more = trace(100, seed=1), trace(4000, seed=2)
+    wrong, right = scored.logits.copy(), more.logits.copy()
+    wrong[0], right[0] = -wrong[-1], 20 * np.eye(2)[more.labels_known()] - 10
+    wrong[0] *= 10  # sure of it, too
+    both = replace(
+        trace(4100), logits=np.concatenate([wrong, right], axis=1),
+        labels=np.concatenate([scored.labels_known(), more.labels_known()]),
+    )  # fmt: skip
+    choice = choose_exits(both, full_depth(both), [make("entropy")], Costs(1.0, 0.0), max_lost=5, splits=4, scored=100)
+    assert choice.held_out["layer_speedup"] == pytest.approx(4)
+    assert choice.held_out["lost"] > 50
+
+
+def test_more_texts_to_choose_on_are_worth_layers_and_cost_no_accuracy() -> None:
+    """Half a point of a few hundred texts cannot be told from nothing; of some thousands it can."""
+    others, few, many = trace(20_000, seed=1000), [], []
+    true = []
+    for seed in range(4):
+        some = trace(6_000, seed=seed)
+        first = some.select(np.arange(400))
+        how: dict[str, Any] = {"max_lost": 1, "splits": 6, "seed": seed}
+        rule, costs = [make("entropy")], Costs(1.0, 0.0)
+        few.append(choose_exits(first, full_depth(first), rule, costs, **how).held_out["layer_speedup"])
+        choice = choose_exits(some, full_depth(some), rule, costs, **how, scored=400)
+        many.append(choice.held_out["layer_speedup"])
+        assert choice.point is not None
+        served = others.at_exits([*(layer - 1 for layer in choice.layers), others.num_exits - 1])
+        answers = replay(served, make("entropy"), choice.point["knobs"]).answers.argmax(axis=-1)
+        true.append(100 * (full_depth(others).mean() - (answers == others.labels).mean()))
+    assert np.mean(many) > np.mean(few) + 0.1
+    assert np.mean(true) <= 1
 
 
 @settings(max_examples=15, deadline=None)

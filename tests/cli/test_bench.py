@@ -42,12 +42,18 @@ def test_one_row(cli: Cli, trained: Path, data: Path, tmp_path: Path) -> None:
 @pytest.mark.long
 def test_a_race_of_a_run(cli: Cli, trained: Path, data: Path, tmp_path: Path) -> None:
     rows = "onnxruntime-float32,offramp-onnx-float32-full,offramp-onnx-float32-lost-50-offline"
+    lines = data.read_text().splitlines()
+    more = tmp_path / "more.jsonl"
+    more.write_text("\n".join([*lines[:5], *(line.replace('": "', '": "again ', 1) for line in lines[:40])]))
     done = cli(
-        "bench", trained, "--data", data, "--rows", rows, "--max-lost", 50, "--rounds", 2, "--single", 3,
-        "--threads", 1, "--out", tmp_path, "--json",
+        "bench", trained, "--data", data, "--choose", more, "--rows", rows, "--max-lost", 50, "--rounds", 2,
+        "--single", 3, "--threads", 1, "--out", tmp_path, "--json",
     )  # fmt: skip
     assert done.status == 0, done.err
     result = done.json
+    assert f"5 of 45 rows of {more} are rows of --data too, and left out" in " ".join(done.err.split())
+    assert (result["data"]["n"], result["data"]["chosen_on_only"]) == (len(lines), 40)
+    assert result["setup"]["choose"] == "more.jsonl"
     assert json.loads((tmp_path / "result.json").read_text()) == result
     peer, full, exits = result["rows"]
     assert [row.get("failure") for row in (peer, full, exits)] == [None] * 3

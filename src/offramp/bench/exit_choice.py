@@ -13,6 +13,10 @@ about as careful as it has to be is measured on models and tasks of all kinds by
 One half says that half a point is lost at once, another that nothing is lost before most leave: what is told is the
 mean over many. What is served, and timed, is therefore not the luckier choice that all rows would make, but the
 threshold that costs what those cost in the mean.
+
+A half of a few hundred rows cannot tell half a point from nothing, and being careful about it costs most of what there
+is to gain. So texts may be given that are chosen on only, as many as there are: they join every half that chooses,
+and none that scores.
 """
 
 from __future__ import annotations
@@ -97,6 +101,7 @@ def choose_exits(
     standard_errors: float = 1.0,
     splits: int = 50,
     seed: int = 0,
+    scored: int | None = None,
 ) -> ExitChoice:
     """A fast way to run a model that loses at most ``max_lost`` points against a reference.
 
@@ -112,22 +117,27 @@ def choose_exits(
         standard_errors: how many of them stand between what a way seems to lose and what it may.
         splits: random halves.
         seed: of the halves.
+        scored: texts at the beginning of the trace that are halved; on those behind them is always chosen, never
+            scored. None: all.
 
     Raises:
         DataError: the trace has no labels.
     """
     if trace.labels is None:
         raise DataError("choosing by accuracy needs labels, and the data has none")
-    ways = _ways(trace, criteria, costs)
-    halves = _halves(trace.num_units, splits, seed)
-    picks, rows = [], []
-    for first in halves:
-        picks.append(_choose(ways, reference, first, max_lost, standard_errors))
-        rows.append(_seen_on(trace, ways, picks[-1], reference, ~first))
+    scored = trace.num_units if scored is None else scored
+    ways = _ways(trace, criteria, costs, scored)
+    halves = _halves(scored, splits, seed)
+    more = np.ones((splits, trace.num_units - scored), dtype=bool)
+    picks = _choose(ways, reference, np.hstack([halves, more]), max_lost, standard_errors)
+    rows = [
+        _seen_on(trace, ways, pick, reference, np.hstack([~half, ~more[0]]))
+        for pick, half in zip(picks, halves, strict=True)
+    ]
     held_out = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     low, high = np.quantile([row["lost"] for row in rows], [0.025, 0.975])
     held_out |= {"lost_low": float(low), "lost_high": float(high), "splits": float(splits)}
-    way, place = _like(ways, [number for number, _ in picks], held_out["cost_fraction"])
+    way, place = _like(ways, [number for number, _ in picks], held_out["cost_fraction"], scored)
     if way.criterion is None:
         return ExitChoice((), None, held_out)
     knobs, last = {"threshold": float(way.thresholds[place])}, trace.num_exits - 1
@@ -138,10 +148,10 @@ def choose_exits(
     return ExitChoice(tuple(int(trace.layers[exit_]) for exit_ in way.exits if exit_ < last), point, held_out)
 
 
-def _ways(trace: Trace, criteria: Sequence[Scored], costs: Costs) -> list[_Way]:
+def _ways(trace: Trace, criteria: Sequence[Scored], costs: Costs, scored: int) -> list[_Way]:
     """Full depth, and every criterion with every set of exits; with sets of one no criterion has a say."""
     tokens = np.asarray(trace.unit_lengths, dtype=np.float64)
-    layer = costs.layer * tokens / tokens.mean()
+    layer = costs.layer * tokens / tokens[:scored].mean()
     right = np.asarray(trace.logits).argmax(axis=-1) == np.asarray(trace.labels)[None]
     last = trace.num_exits - 1
 
@@ -186,15 +196,16 @@ def _sets(exits: int, cells: int) -> list[tuple[int, ...]]:
     return [*found, everyone] if exits > 1 else found
 
 
-def _like(ways: Sequence[_Way], picked: Sequence[int], cost_fraction: float) -> tuple[_Way, int]:
-    """The place that costs, over all rows, what picks cost in the mean: of those nearly alike, on the way picked most.
+def _like(ways: Sequence[_Way], picked: Sequence[int], cost_fraction: float, scored: int) -> tuple[_Way, int]:
+    """The place that costs, over all rows scored, what picks cost in the mean: of those nearly alike, on the way picked
+    most.
 
     Full depth is among the ways looked at, since it can be the nearest of all.
     """
-    full = float(ways[0].cost.sum())
+    full = float(ways[0].cost[:, :scored].sum())
 
     def badness(number: int, place: int) -> tuple[int, int, float]:
-        away = abs(float(ways[number].cost[place].sum()) / full - cost_fraction)
+        away = abs(float(ways[number].cost[place, :scored].sum()) / full - cost_fraction)
         return round(away / _ALIKE), -picked.count(number), away
 
     near = [(number, place) for number in {0, *picked} for place in range(len(ways[number].cost))]
@@ -212,22 +223,28 @@ def _halves(rows: int, splits: int, seed: int) -> _Bools:
 
 
 def _choose(
-    ways: Sequence[_Way], reference: _Bools, rows: _Bools, max_lost: float, standard_errors: float
-) -> tuple[int, int]:
-    """The way, and the place on it, that cost least among those that some rows find accurate enough.
+    ways: Sequence[_Way], reference: _Bools, halves: _Bools, max_lost: float, standard_errors: float
+) -> list[tuple[int, int]]:
+    """Of each half [S, N] the way, and the place on it, that cost least among those that it finds accurate enough.
 
     Full depth is always allowed: there is nothing better to fall back to.
     """
-    best, least = (0, 0), float(ways[0].cost[0, rows].mean())
+    weights = halves.T / halves.sum(axis=1)  # [N, S]: a product with them is a mean over each half
+    rows, choices = halves.sum(axis=1), np.arange(len(halves))
+    best = np.zeros((len(halves), 2), dtype=np.int64)
+    least = (ways[0].cost.astype(np.float64) @ weights)[0]
     for number, way in enumerate(ways[1:], 1):
-        lost = 100 * (reference[rows].astype(np.float32) - way.right[:, rows])
-        surely = lost.mean(axis=1) + standard_errors * lost.std(axis=1) / np.sqrt(lost.shape[1])
+        lost = 100 * (reference.astype(np.float64) - way.right)  # [T, N]
+        mean = lost @ weights
+        deviation = np.sqrt(np.maximum((lost**2) @ weights - mean**2, 0))
+        surely = mean + standard_errors * deviation / np.sqrt(rows)
         allowed = np.logical_and.accumulate(surely <= max_lost + 1e-6)
-        cost = np.where(allowed, way.cost[:, rows].mean(axis=1), np.inf)
-        place = int(cost.argmin())
-        if cost[place] < least:
-            best, least = (number, place), float(cost[place])
-    return best
+        cost = np.where(allowed, way.cost.astype(np.float64) @ weights, np.inf)  # [T, S]
+        place = cost.argmin(axis=0)
+        better = cost[place, choices] < least
+        least = np.where(better, cost[place, choices], least)
+        best[better] = np.stack([np.full(len(halves), number), place], axis=1)[better]
+    return [(int(number), int(place)) for number, place in best]
 
 
 def _seen_on(

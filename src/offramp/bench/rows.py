@@ -2,15 +2,15 @@
 
 The peers run a plain fine-tune of the same backbone at full depth, each as a careful user would deploy it. Ours run a
 trained run: at full depth on every runtime (what the engine costs), without the engine, cut off at one exit, and with
-exits at a loss of accuracy that is allowed. How fast to go is chosen on one half of the data and scored on the other
-(``bench.exit_choice``).
+exits at a loss of accuracy that is allowed. How fast to go is chosen on one half of the data, together with texts that
+are for choosing only where some are given, and scored on the other (``bench.exit_choice``).
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,9 @@ class Bench:
     """Folder of the plain fine-tune that the peers serve."""
     texts: Sequence[Text]
     labels: npt.NDArray[np.int64]
+    more_texts: Sequence[Text] = ()
+    """Texts on which is chosen how fast to go, beside halves of the others; nothing is scored or timed on them."""
+    more_labels: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     work: Path
     """Where graphs are written; what is there is made anew."""
     criterion: str | None = None
@@ -92,6 +95,16 @@ class Bench:
         entropy = make("entropy")
         assert isinstance(entropy, Scored)
         return entropy
+
+    @property
+    def every_text(self) -> Sequence[Text]:
+        """Texts that are scored, then those that are chosen on only."""
+        return [*self.texts, *self.more_texts]
+
+    @property
+    def every_label(self) -> npt.NDArray[np.int64]:
+        """Of ``every_text``."""
+        return np.concatenate([self.labels, self.more_labels])
 
     @property
     def load(self) -> Load:
@@ -187,7 +200,10 @@ def _tokenizer(load: Load) -> Tokenizer:
 
 
 def reference_of(bench: Bench, load: Load) -> tuple[npt.NDArray[np.bool_], str]:
-    """[N] whether the better of the two models is right at full depth in fp32, and which one it is."""
+    """[N] whether the better of the two models is right at full depth in fp32, and which one it is.
+
+    Of ``bench.every_text``; the better one is that which is better on those scored.
+    """
     right = {}
     models = {"the plain fine-tune": bench.plain, "our full depth": bench.run}
     if bench.plain == bench.run:
@@ -195,17 +211,18 @@ def reference_of(bench: Bench, load: Load) -> tuple[npt.NDArray[np.bool_], str]:
     for name, folder in models.items():
         settings = {"dtype": "float32", "pad_token": _tokenizer(load).pad_token}
         answers = in_a_process(
-            _answers, Job(name, name, "transformers", folder, bench.work, settings), load, threads=load.threads
-        )
+            _answers, Job(name, name, "transformers", folder, bench.work, settings), load, bench.every_text,
+            threads=load.threads,
+        )  # fmt: skip
         if isinstance(answers, Failure):
             raise UnsupportedError(f"{folder} cannot be served by transformers: {answers.sentence}")
-        right[name] = answers.argmax(axis=-1) == bench.labels
-    best = max(right, key=lambda name: float(right[name].mean()))
+        right[name] = answers.argmax(axis=-1) == bench.every_label
+    best = max(right, key=lambda name: float(right[name][: len(bench.texts)].mean()))
     return right[best], best
 
 
-def _answers(job: Job, load: Load) -> Any:
-    return open_server(job, Way(load.threads)).answer(_tokenizer(load).encode(load.texts), load.max_rows)
+def _answers(job: Job, load: Load, texts: Sequence[Text]) -> Any:
+    return open_server(job, Way(load.threads)).answer(_tokenizer(load).encode(texts), load.max_rows)
 
 
 def _variants() -> list[Variant]:
@@ -268,7 +285,8 @@ class _Ours:
         if isinstance(made, Failure):
             return made
         self._say(f"recording and timing {every.label}")
-        return in_a_process(_survey, every, full, self._load, self._bench.labels, threads=self._load.threads)
+        texts, labels = self._bench.every_text, self._bench.every_label
+        return in_a_process(_survey, every, full, self._load, texts, labels, threads=self._load.threads)
 
     def _row(self, lost: float, scenario: str, survey: Any, reference: npt.NDArray[np.bool_]) -> Ready:
         """A row with exits: choose them, then make it."""
@@ -278,7 +296,7 @@ class _Ours:
         trace, costs = survey[scenario]
         choice = choose_exits(
             trace, reference, [self._bench.rule], costs, max_lost=lost, splits=self._bench.splits,
-            seed=self._bench.seed,
+            seed=self._bench.seed, scored=len(self._bench.texts),
         )  # fmt: skip
         exits = list(choice.layers)
         job = self._job(name, label, "exits", exits, scenarios=(scenario,), point=choice.point)
@@ -330,15 +348,17 @@ def _chosen(choice: ExitChoice, costs: Costs, lost: float) -> dict[str, Any]:
     }
 
 
-def _survey(every: Job, full: Job, load: Load, labels: Any) -> dict[str, tuple[Trace, Costs]]:
-    """Of each scenario: what every exit says of the texts, and what layers and exits cost."""
+def _survey(
+    every: Job, full: Job, load: Load, texts: Sequence[Text], labels: npt.NDArray[np.int64]
+) -> dict[str, tuple[Trace, Costs]]:
+    """Of each scenario: what every exit says of texts, and what layers and exits cost with those that are timed."""
     from offramp.bench.costs import measure_costs
     from offramp.bench.deployments.ours import open_run, rule_of, variant_of
     from offramp.engine.record import record
 
     variant, rule = variant_of(every.settings), rule_of(every.settings)
     classifier = open_run(every.folder, variant, Way(load.threads))
-    encoded = _tokenizer(load).encode(load.texts)
+    encoded = _tokenizer(load).encode(texts)
     traces: dict[int, Trace] = {}
     found = {}
     for scenario, rows in zip(SCENARIOS, (load.max_rows, 1), strict=True):
@@ -351,6 +371,6 @@ def _survey(every: Job, full: Job, load: Load, labels: Any) -> dict[str, tuple[T
         each = []
         for way in ways(every, scenario, load.threads):
             asked, whole = (open_run(job.folder, variant, way) for job in (every, full))
-            each.append(measure_costs(asked, whole, rule, encoded, max_rows=rows, repeats=_SEVERAL))
+            each.append(measure_costs(asked, whole, rule, encoded[: len(load.texts)], max_rows=rows, repeats=_SEVERAL))
         found[scenario] = traces[batch], min(each, key=lambda one: one.layer)  # the way it will most likely be served
     return found

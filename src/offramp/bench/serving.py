@@ -38,16 +38,17 @@ def run_bench(bench: Bench, *, say: Callable[[str], None] = lambda line: None) -
     bench.work.mkdir(parents=True, exist_ok=True)
     _check_rows(bench)
     rule, load = bench.rule, bench.load
-    reference, whose = reference_of(bench, load)
-    ready = peer_rows(bench, load, say) + our_rows(bench, load, reference, say)
+    right, whose = reference_of(bench, load)
+    ready = peer_rows(bench, load, say) + our_rows(bench, load, right, say)
     going = [job for job, made in ready if not isinstance(made, Failure)]
     measured = {row.job.name: row for row in race(going, load, rounds=bench.rounds, say=say)}
     rows = [_told(job, made, measured.get(job.name), bench) for job, made in ready]
+    reference = right[: len(bench.texts)]
     _compared(rows, reference, bench)
     return {
         "data": {
-            "n": len(bench.texts), "single": len(load.single), "layers": depth_of(run),
-            "operations_a_text": operations_a_text(run, _tokens(bench, load)),
+            "n": len(bench.texts), "chosen_on_only": len(bench.more_texts), "single": len(load.single),
+            "layers": depth_of(run), "operations_a_text": operations_a_text(run, _tokens(bench, load)),
         },
         "settings": {
             "rounds": bench.rounds, "threads": bench.threads, "max_rows": bench.max_rows, "splits": bench.splits,

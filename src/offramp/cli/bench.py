@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -28,6 +29,12 @@ from offramp.cli.common import (
 from offramp.cli.hub import check_there
 from offramp.errors import KnobError, require
 
+if TYPE_CHECKING:
+    from offramp.pipeline import Classifier
+    from offramp.training.data import Examples
+
+logger = logging.getLogger(__name__)
+
 
 @app.command(short_help="Seconds, against the fastest full-depth deployments.")
 def bench(
@@ -37,6 +44,13 @@ def bench(
         Path | None,
         typer.Option(
             metavar="FOLDER", help="Plain fine-tune of the same encoder, for the peers; by default RUN at full depth."
+        ),
+    ] = None,
+    choose: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="More labelled rows that exits and thresholds are chosen on too; none is timed or scored.",
         ),
     ] = None,
     rows: Annotated[
@@ -67,19 +81,18 @@ def bench(
 ) -> None:
     """Time a run against full-depth deployments of the same encoder, each in a process of its own, interleaved.
 
-    Exits and thresholds are chosen on one half of the data and scored on the other, over and over. Times stand beside
-    accuracies; ratios are to the fastest full-depth peer.
+    Exits and thresholds are chosen on one half of the data and scored on the other, over and over. A few hundred rows
+    choose cautiously: those of --choose join every half that chooses. Times stand beside accuracies; ratios are to the
+    fastest full-depth peer.
     """
     for module, extra in (("torch", "train"), ("transformers", "train"), ("onnx", "export"), ("onnxruntime", "onnx")):
         require(module, extra=extra)
     from offramp.bench.provenance import provenance, write_result
     from offramp.bench.rows import Bench, row_names
     from offramp.bench.serving import run_bench
-    from offramp.cli.recording import warn_of_trained
     from offramp.pipeline import load
     from offramp.run import check_writable
     from offramp.runtimes.cpu import check_threads
-    from offramp.training.data import load_examples
 
     quiet_transformers()
     if rows == "list":
@@ -91,22 +104,19 @@ def bench(
     classifier = load(run, runtime="torch", device="cpu")
     folder = out or run / "bench"
     check_writable(folder)
-    examples = load_examples(
-        data, classifier.task, text_columns=split_columns(text_columns), label_column=label_column,
-        prefer=classifier.columns,
-    )  # fmt: skip
-    assert examples.labels is not None  # load_examples needs labels unless told otherwise
-    for place, text in enumerate(examples.texts):
-        classifier.tokenizer.check(text, examples.where(place))
-    warn_of_trained(classifier.run, examples.texts)
+    examples = _labelled(data, classifier, text_columns, label_column)
+    more = _others(choose, examples, classifier, text_columns, label_column)
+    assert examples.labels is not None  # load_examples needs them unless told otherwise
+    assert more.labels is not None
     with tempfile.TemporaryDirectory(prefix="offramp-bench-") as work:
         plan = Bench(
-            run=run, plain=plain or run, texts=examples.texts, labels=examples.labels, work=Path(work),
-            max_lost=_numbers(max_lost), rows=[] if rows is None else rows.split(","), scenarios=_scenarios(scenarios),
-            criterion=criterion, rounds=rounds, threads=threads, max_rows=batch_size, single=single, seed=seed,
+            run=run, plain=plain or run, texts=examples.texts, labels=examples.labels,
+            more_texts=more.texts, more_labels=more.labels, work=Path(work), max_lost=_numbers(max_lost),
+            rows=[] if rows is None else rows.split(","), scenarios=_scenarios(scenarios), criterion=criterion,
+            rounds=rounds, threads=threads, max_rows=batch_size, single=single, seed=seed,
         )  # fmt: skip
         result = run_bench(plan, say=_say)
-    setup = {"data": Path(data).name, "recipe": classifier.run.recipe}
+    setup = {"data": Path(data).name, "choose": choose and Path(choose).name, "recipe": classifier.run.recipe}
     result = {**provenance(seeds=[seed]), "setup": setup, **result}
     written = write_result(folder / "result.json", result)
     pictures = _pictures(result, folder)
@@ -116,6 +126,38 @@ def bench(
     for scenario in result["fastest_peer"]:
         _print(result, scenario)
     console().print("\n".join(["", *_failures(result), f"Wrote {', '.join(map(str, [written, *pictures]))}"]))
+
+
+def _labelled(data: str, classifier: Classifier, text_columns: str | None, label_column: str | None) -> Examples:
+    """Rows with labels, all of which the model can read."""
+    from offramp.cli.recording import warn_of_trained
+    from offramp.training.data import load_examples
+
+    examples = load_examples(
+        data, classifier.task, text_columns=split_columns(text_columns), label_column=label_column,
+        prefer=classifier.columns,
+    )  # fmt: skip
+    for place, text in enumerate(examples.texts):
+        classifier.tokenizer.check(text, examples.where(place))
+    warn_of_trained(classifier.run, examples.texts)
+    return examples
+
+
+def _others(
+    data: str | None, scored: Examples, classifier: Classifier, text_columns: str | None, label_column: str | None
+) -> Examples:
+    """Rows to choose on only, none of which is scored; none at all where no data is given."""
+    import numpy as np
+
+    from offramp.training.data import row_hashes
+
+    if data is None:
+        return scored.select(np.zeros(0, dtype=np.int64))
+    more = _labelled(data, classifier, text_columns, label_column)
+    new = ~np.isin(row_hashes(more.texts), row_hashes(scored.texts))
+    if not new.all():
+        logger.warning("%d of %d rows of %s are rows of --data too, and left out", (~new).sum(), len(new), data)
+    return more.select(np.flatnonzero(new))
 
 
 def _say(line: str) -> None:
@@ -207,10 +249,11 @@ def _cells(row: Mapping[str, Any], scenario: str) -> list[str]:
 
 
 def _failures(result: Mapping[str, Any]) -> list[str]:
-    best = result["reference"]
+    best, data = result["reference"], result["data"]
+    more = f", chosen on the other half and {data['chosen_on_only']:,} texts more" if data["chosen_on_only"] else ""
     lines = [f"{row['label']} is missing: {row['failure']}" for row in result["rows"] if "failure" in row]
     return [
         *lines,
         f"Points lost against {best['of']} ({100 * best['accuracy']:.1f} %); of rows with exits on the half of "
-        f"{result['data']['n']} texts that nothing was chosen on, mean of {result['settings']['splits']} splits.",
+        f"{data['n']:,} texts that nothing was chosen on{more}; mean of {result['settings']['splits']} splits.",
     ]

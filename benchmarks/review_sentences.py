@@ -1,0 +1,69 @@
+"""Sentences to choose thresholds of SST-2 models on: film reviews that have nothing in common with its train or dev.
+
+    python benchmarks/review_sentences.py --data SST2 --out runs/reviews.jsonl
+
+Dev has 872 rows, and half of them cannot tell half a point of accuracy from nothing. The demo's review sentences are of
+the same kind as SST-2's, and most of SST-2's own are among them: whichever shares a run of 30 letters with any row of
+SST-2 is left out, so nothing is chosen on what is scored, or on what was trained on. What is left is labelled by its
+critic's verdict on the film, not by raters of the sentence, so every model is less accurate on it; what an early exit
+loses *beside full depth* is alike, and that is all it is for (`offramp bench --choose`). A few seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from offramp.demo.packages import review_sentences
+from offramp.demo.reviews import Review, read_reviews
+
+RUN = 30
+"""Letters and digits in a row that two sentences of one origin share, and hardly any others."""
+
+
+def unrelated(reviews: Iterable[Review], known: Iterable[str]) -> Iterator[Review]:
+    """Reviews that share no run of ``RUN`` letters with a known sentence and have at least as many, each once."""
+    seen = {run for sentence in known for run in _runs(_letters(sentence))}
+    told = set()
+    for review in reviews:
+        letters = _letters(review.text)
+        runs = set(_runs(letters))
+        if runs and letters not in told and seen.isdisjoint(runs):
+            told.add(letters)
+            yield review
+
+
+def _letters(sentence: str) -> str:
+    """Spelling aside: capitals, spaces and punctuation differ from one collection to the other."""
+    return "".join(character for character in sentence.lower() if character.isascii() and character.isalnum())
+
+
+def _runs(letters: str) -> Iterator[str]:
+    return (letters[start : start + RUN] for start in range(len(letters) - RUN + 1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of SST-2 with train.jsonl and dev.jsonl")
+    parser.add_argument("--out", type=Path, required=True, help="file to write, JSON lines")
+    given = parser.parse_args()
+    known = [
+        json.loads(line)["sentence"]
+        for part in ("train", "dev")
+        for line in (given.data / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    reviews = read_reviews(review_sentences(say=print))
+    kept = list(unrelated(reviews, known))
+    lines = [json.dumps({"sentence": review.text, "label": review.label}, ensure_ascii=False) for review in kept]
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    staging = given.out.with_name(f"{given.out.name}.{os.getpid()}")
+    staging.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    os.replace(staging, given.out)
+    print(json.dumps({"reviews": len(reviews), "kept": len(kept), "out": str(given.out)}))
+
+
+if __name__ == "__main__":
+    main()
