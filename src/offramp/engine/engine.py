@@ -49,17 +49,12 @@ __all__ = ["Counts", "Engine"]
 _Int = npt.NDArray[np.int64]
 
 _CPU_TOKENS = 600.0
-"""Tokens with which a batch goes on where nobody measured what a stage costs: torch on a CPU.
-
-Between two stages of it Python is cold and takes several times what it takes in a loop of its own, which is all that
-``measure_cost`` could see; so this is read off whole runs (docs/performance.md).
+"""Tokens with which a batch goes on where nobody measured what a stage costs: torch on a CPU, where measuring takes
+longer than many a use. Read off whole runs (docs/performance.md).
 """
 
 _CPU_CALL = 45.0
 """Tokens for whose time torch on a CPU passes a batch through a stage, besides its tokens: read off whole runs too."""
-
-_BOOKKEEPING = 3e-4
-"""Seconds that a batch costs the engine itself at a stage."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -475,7 +470,9 @@ def _call_in_tokens(info: RuntimeInfo) -> float:
     """What a batch costs at a stage besides its tokens, in tokens."""
     if info.cost is None:
         return _CPU_CALL
-    return (info.cost.call + _BOOKKEEPING) / info.cost.token if info.cost.token else math.inf
+    if info.cost.call == 0:
+        return 0.0
+    return info.cost.call / info.cost.token if info.cost.token else math.inf
 
 
 def _enough_tokens(info: RuntimeInfo) -> float:

@@ -23,7 +23,7 @@ class StageCost:
     call: float
     token: float
 
-    def tokens_worth_a_call(self, share: float = 0.1) -> float:
+    def tokens_worth_a_call(self, share: float = 0.05) -> float:
         """Tokens from which on the call itself is at most a share of what a batch costs; infinite: there are none."""
         if self.call == 0:
             return 0.0
