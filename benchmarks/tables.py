@@ -33,13 +33,13 @@ _READS = {
 """What an exit reads, by the name of its pooling."""
 
 
-def sst2(result: Result) -> str:
+def sst2(result: Result, command: str = "python benchmarks/sst2.py") -> str:
     """Criteria at layer speed-ups, and seconds, of DE3-BERT trained on SST-2."""
     comparison, plain, setup = result["comparison"], result["plain"], result["setup"]
     full = comparison["full_depth"]
     heads = " | ".join(f"{target:g}x layers" for target in comparison["targets"])
     lines = [
-        f"DE3-BERT on SST-2 ({setup['rows']['train']:,} rows, {setup['epochs']} epochs, {setup['encoder']}; "
+        f"DE3-BERT on SST-2 ({setup['rows']['train']:,} rows, {_phases(setup)}, {setup['encoder']}; "
         f"{comparison['n']} dev rows): learning rate {setup['learning_rate']:g}, of the heads "
         f"{setup['head_learning_rate']:g}; early exits read {_READS[setup['early_exit_pooling']]}; the last "
         "checkpoint, not the best on dev. "
@@ -70,7 +70,21 @@ def sst2(result: Result) -> str:
             f"{row['layer_fraction']:.3f} | {row['token_layer_fraction']:.3f} | "
             f"{row['wall_clock_fraction']:.3f} ({low:.3f}-{high:.3f}) | {row['efficiency']:.2f} |"
         )
-    return "\n".join([*lines, "", _origin(result, "python benchmarks/sst2.py")])
+    return "\n".join([*lines, "", _origin(result, command)])
+
+
+def sst2_mean(result: Result) -> str:
+    """The same with early exits that read the mean over tokens."""
+    return sst2(result, "python benchmarks/sst2.py --pooling mean")
+
+
+def _phases(setup: Result) -> str:
+    """Epochs of all weights, and of the exits alone where they learned on."""
+    phases = setup.get("phases", [{"trains": "all", "epochs": setup["epochs"]}])
+    return ", then ".join(
+        f"{phase['epochs']:.3g} epochs" + ("" if phase["trains"] == "all" else " of the exits alone")
+        for phase in phases
+    )  # fmt: skip
 
 
 def training_defaults(result: Result) -> str:
@@ -356,6 +370,8 @@ KEYS = ("area", "at_2x", "full_depth")
 
 def speed(result: Result, command: str = "python benchmarks/speed.py") -> str:
     """Deployments against each other, a table a scenario."""
+    chosen_on = result["setup"].get("choose")
+    command += f" --choose {chosen_on}" if chosen_on else ""
     settings, best, more = result["settings"], result["reference"], _chosen_on(result)
     lines = [
         f"{result['setup']['data']}, {result['data']['n']} texts of dev, {settings['threads']} threads, median of "
@@ -369,6 +385,43 @@ def speed(result: Result, command: str = "python benchmarks/speed.py") -> str:
     if missing:
         lines += ["", f"Missing: {'; '.join(missing)}."]
     return "\n".join([*lines, "", _origin(result, command)])
+
+
+_PEERS_SHOWN = ("transformers-float32", "onnxruntime-int8", "openvino-int8")
+_OURS_SHOWN = "offramp-onnx-int8"
+"""What `offramp export --runtime onnx --int8` makes by default: not the fastest of ours in every column."""
+
+
+def speed_headline(result: Result) -> str:
+    """The strongest peers and our default export, both scenarios in a line each."""
+    rows = {row["name"]: row for row in result["rows"]}
+    scenarios = list(result["fastest_peer"])
+    lines = [
+        "| | "
+        + " | ".join(f"{scenario}, texts/s | beside the fastest peer" for scenario in scenarios)
+        + " | points lost |",
+        "|---|" + "---|---|" * len(scenarios) + "---|",
+    ]
+    for name in _PEERS_SHOWN:
+        found = [rows[name] for _ in scenarios]
+        lines.append(_headline_row(rows[name]["label"] + ", full depth", found, scenarios))
+    for lost in result["settings"]["max_lost"]:
+        found = [rows[f"{_OURS_SHOWN}-lost-{lost:g}-{scenario.lower()}"] for scenario in scenarios]
+        lines.append(_headline_row(f"**{found[0]['label']}**", found, scenarios))
+    return "\n".join([*lines, "", _origin(result, "python benchmarks/speed.py")])
+
+
+def _headline_row(label: str, rows: Sequence[Result], scenarios: Sequence[str]) -> str:
+    cells = []
+    for row, scenario in zip(rows, scenarios, strict=True):
+        entry = row[scenario]
+        ratio = entry["ratio"]["without tokenisation"]
+        cells += [
+            f"{_texts_a_second(entry)['median']:.0f}",
+            f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})",
+        ]
+    lost = dict.fromkeys(_lost(row, row[scenario]) for row, scenario in zip(rows, scenarios, strict=True))
+    return f"| {label} | {' | '.join(cells)} | {'; '.join(lost)} |"
 
 
 def _chosen_on(result: Result) -> str:
@@ -686,6 +739,8 @@ def attach(result: Result) -> str:
 TABLES: Mapping[str, tuple[str, Callable[[Result], str]]] = {
     "learned_stopping": ("docs/learned-stopping.md", learned_stopping),
     "sst2": ("README.md", sst2),
+    "speed_headline": ("README.md", speed_headline),
+    "sst2_mean": ("docs/training.md", sst2_mean),
     "training_curves": ("docs/training.md", training_curves),
     "training_defaults": ("docs/training.md", training_defaults),
     "prototypes": ("docs/research/de3bert.md", prototypes),
@@ -704,7 +759,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Result], str]]] = {
     "engine": ("docs/performance.md", engine),
     "installed_size": ("docs/performance.md", installed_size),
 }
-SOURCES = {"speed_profile": "speed"}
+SOURCES = {"speed_profile": "speed", "speed_headline": "speed"}
 """Blocks written from another block's result."""
 """Result file and block -> page, and how the block is written."""
 

@@ -35,7 +35,7 @@ def plot_speed(result: Mapping[str, Any], *, dpi: int = 160) -> bytes:
     """
     scenarios = _scenarios(result)
     most = max(len(_timed(result, scenario)) for scenario in scenarios)
-    figure, panels = _figure(len(scenarios), (6.2 * len(scenarios), 1.2 + 0.3 * most), dpi)
+    figure, panels = _figure(len(scenarios), (6.2 * len(scenarios), 1.2 + 0.22 * most), dpi)
     for axes, scenario in zip(panels, scenarios, strict=True):
         rows = sorted(_timed(result, scenario), key=lambda row: _speed(row, scenario)["median"])
         speeds = [_speed(row, scenario) for row in rows]
@@ -50,6 +50,7 @@ def plot_speed(result: Mapping[str, Any], *, dpi: int = 160) -> bytes:
         )  # fmt: skip
         how = f"batches of {result['settings']['max_rows']}" if scenario == "Offline" else "one text at a time"
         axes.set_title(f"{scenario}: {how}", fontsize=10)
+        axes.set_ylim(-0.6, len(rows) - 0.4)  # no empty bars above and below
         axes.set_xlabel("texts a second, without tokenisation", fontsize=9)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
