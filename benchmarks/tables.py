@@ -430,20 +430,6 @@ def _chosen_on(result: Result) -> str:
     return f", after choosing on the other and on {more:,} sentences of {result['setup']['choose']}" if more else ""
 
 
-_OPENVINO_ROWS = (
-    "openvino-int8",
-    "onnxruntime-int8",
-    *(f"offramp-openvino-{kind}-{row}" for kind in ("int8", "rows") for row in ("full", "whole", "exit-3", "lost")),
-)
-"""Rows of the table of OpenVINO's two kinds of int8, as `offramp bench --rows` takes them."""
-
-
-def speed_openvino(result: Result) -> str:
-    """OpenVINO's two kinds of int8 beside each other, in batches."""
-    options = "--scenarios Offline --rounds 7 --rows " + ",".join(_OPENVINO_ROWS)
-    return speed(result, f"python benchmarks/speed.py --name speed_openvino {options}")
-
-
 def speed_twelve(result: Result) -> str:
     """The same of twelve layers."""
     return speed(result, "python benchmarks/speed_twelve.py")
@@ -749,7 +735,6 @@ TABLES: Mapping[str, tuple[str, Callable[[Result], str]]] = {
     "drift": ("docs/drift.md", drift),
     "attach": ("docs/calibration.md", attach),
     "speed": ("docs/performance.md", speed),
-    "speed_openvino": ("docs/performance.md", speed_openvino),
     "speed_twelve": ("docs/performance.md", speed_twelve),
     "exit_choice": ("docs/performance.md", exit_choice),
     "speed_profile": ("docs/performance.md", speed_profile),
