@@ -120,7 +120,8 @@ def training_curves(result: Result) -> str:
         name = f"{run['data']}, {run['recipe']}, learning rate {arguments['learning_rate']:g}" + (
             "" if heads is None else f", heads {heads:g}"
         )
-        name += ", exits weigh tokens" if run.get("pooling") == "attention" and run["recipe"] != "plain" else ""
+        if run["recipe"] != "plain":
+            name += ", exits weigh tokens" if run.get("pooling") == "attention" else ", exits read the mean"
         name += f", from {run['start']}" if run.get("start", "minilm") != "minilm" else ""
         # The evaluation nearest to the end of each epoch.
         first = [one for one in run["evaluations"] if one.get("phase", 1) == 1]
@@ -368,16 +369,16 @@ def _policies(one: Result, result: Result) -> list[str]:
 KEYS = ("area", "at_2x", "full_depth")
 
 
-def speed(result: Result, command: str = "python benchmarks/speed.py") -> str:
+def speed(result: Result, command: str = "") -> str:
     """Deployments against each other, a table a scenario."""
-    chosen_on = result["setup"].get("choose")
-    command += f" --choose {chosen_on}" if chosen_on else ""
+    command = command or _speed_command(result)
     settings, best, more = result["settings"], result["reference"], _chosen_on(result)
     lines = [
         f"{result['setup']['data']}, {result['data']['n']} texts of dev, {settings['threads']} threads, median of "
         f"{settings['rounds']} interleaved rounds; {_cpu(result)}. Points are lost against {best['of']} in fp32 "
         f"({100 * best['accuracy']:.1f} %); of rows with exits on the half that nothing was chosen on{more} (mean of "
-        f"{settings['splits']} splits, and where 95 % of them lie), of all others with a 95 % bootstrap interval.",
+        f"{settings['splits']} splits, and where 95 % of them lie) and, as served, by what was timed on all texts; of "
+        "all others with a 95 % bootstrap interval.",
     ]
     for scenario, fastest in result["fastest_peer"].items():
         lines += ["", f"**{scenario}**, " + _how(scenario, settings), "", *_speed_table(result, scenario, fastest)]
@@ -385,6 +386,11 @@ def speed(result: Result, command: str = "python benchmarks/speed.py") -> str:
     if missing:
         lines += ["", f"Missing: {'; '.join(missing)}."]
     return "\n".join([*lines, "", _origin(result, command)])
+
+
+def _speed_command(result: Result) -> str:
+    chosen_on = result["setup"].get("choose")
+    return "python benchmarks/speed.py" + (f" --choose runs/{chosen_on}" if chosen_on else "")
 
 
 _PEERS_SHOWN = ("transformers-float32", "onnxruntime-int8", "openvino-int8")
@@ -408,7 +414,7 @@ def speed_headline(result: Result) -> str:
     for lost in result["settings"]["max_lost"]:
         found = [rows[f"{_OURS_SHOWN}-lost-{lost:g}-{scenario.lower()}"] for scenario in scenarios]
         lines.append(_headline_row(f"**{found[0]['label']}**", found, scenarios))
-    return "\n".join([*lines, "", _origin(result, "python benchmarks/speed.py")])
+    return "\n".join([*lines, "", _origin(result, _speed_command(result))])
 
 
 def _headline_row(label: str, rows: Sequence[Result], scenarios: Sequence[str]) -> str:
@@ -481,7 +487,8 @@ def _lost(row: Result, entry: Result) -> str:
     if held_out is None:
         lost = entry["lost"]
         return f"{lost['points']:.2f} ({lost['low']:.2f} to {lost['high']:.2f})"
-    return f"{held_out['lost']:.2f} ({held_out['lost_low']:.2f} to {held_out['lost_high']:.2f})"
+    unseen = f"{held_out['lost']:.2f} ({held_out['lost_low']:.2f} to {held_out['lost_high']:.2f})"
+    return f"{unseen}; as served {entry['lost']['points']:.2f}"
 
 
 def _over_layers(row: Result, entry: Result) -> str:
@@ -516,7 +523,7 @@ def speed_profile(result: Result) -> str:
     for row in result["rows"]:
         if row["group"] == "exits" and "failure" not in row:
             lines += [_profile(row, scenario) for scenario in result["fastest_peer"] if scenario in row]
-    return "\n".join([*lines, "", _origin(result, "python benchmarks/speed.py")])
+    return "\n".join([*lines, "", _origin(result, _speed_command(result))])
 
 
 def _operations(result: Result, row: Result) -> list[str]:

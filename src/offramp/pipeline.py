@@ -22,6 +22,7 @@ from offramp.inputs.files import Columns
 from offramp.inputs.tokens import Encoded, Text, Tokenizer
 from offramp.run import Run
 from offramp.runtimes import Runtime, open_runtime
+from offramp.runtimes.base import StageCost
 from offramp.tasks import Task, make_task
 from offramp.types import Prediction
 from offramp.watch import Watch
@@ -207,7 +208,7 @@ class Classifier:
             watch = self.watch(self.monitor, setting)
             engine = Engine(
                 self.runtime, watch.criterion, pad_token=self.tokenizer.pad_token, max_rows=self.batch_size,
-                go_on=self._go_on,
+                cost=self._cost,
             )  # fmt: skip
             answers = watch.stream(engine, units(), chunk=min(chunk, _WATCHED * self.batch_size))
         for text, prediction in answers:
@@ -273,21 +274,20 @@ class Classifier:
             pad_token=self.tokenizer.pad_token,
             max_rows=self.batch_size if max_rows is None else max_rows,
             lanes=self.lanes,
-            go_on=self._go_on,
+            cost=self._cost,
         )
 
     @cached_property
-    def _go_on(self) -> float | None:
-        """Tokens with which survivors go on, measured at first use where the model is not on a CPU; None: not so."""
+    def _cost(self) -> StageCost | None:
+        """Of a stage, measured at first use where the model is not on a CPU; None: as the runtime says."""
         info = self.runtime.info
         if info.cost is not None or info.device == "cpu":
             return None
         tokenizer = self.tokenizer
-        cost = measure_cost(
+        return measure_cost(
             self.runtime, pad_token=tokenizer.pad_token, token_types=tokenizer.token_types,
             max_length=tokenizer.max_length,
         )  # fmt: skip
-        return cost.tokens_worth_a_call()
 
     def encode(self, texts: Sequence[Text], where: Callable[[int], str] | None = None) -> list[Encoded]:
         """Token ids, and a warning where texts are longer than the model reads.

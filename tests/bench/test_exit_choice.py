@@ -203,6 +203,8 @@ def test_of_many_exits_only_small_sets_are_tried_and_all() -> None:
     sizes = Counter(len(exits) for exits in many[:-1])
     assert [sizes[size] for size in (2, 3, 4)] == [66, 220, 495]
     assert max(sizes) == 4
+    assert _sets(12, 6_000 * THRESHOLDS) == many  # more texts to choose on do not narrow the search
+    assert Counter(map(len, _sets(12, 20_000 * THRESHOLDS)[:-1])) == {1: 11, 2: 66, 3: 220}
     assert many[-1] == tuple(range(12))
     assert _sets(1, 1) == []
 

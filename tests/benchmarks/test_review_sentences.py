@@ -29,3 +29,6 @@ def test_only_what_shares_no_run_of_letters_is_kept() -> None:
     ]
     assert list(module.unrelated(given, [LONG, "and the sea"])) == [given[2]]
     assert list(module.unrelated(given, [])) == [given[0], given[1], given[2]]
+    # A short row stands whole in a longer sentence; a few words that anybody writes are no row.
+    assert list(module.unrelated(given[:3], ["This comedy of errors!"])) == given[:2]
+    assert list(module.unrelated(given[:3], ["the script"])) == given[:3]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 Cli = Callable[..., Any]
@@ -44,15 +45,19 @@ def test_a_race_of_a_run(cli: Cli, trained: Path, data: Path, tmp_path: Path) ->
     rows = "onnxruntime-float32,offramp-onnx-float32-full,offramp-onnx-float32-lost-50-offline"
     lines = data.read_text().splitlines()
     more = tmp_path / "more.jsonl"
-    more.write_text("\n".join([*lines[:5], *(line.replace('": "', '": "again ', 1) for line in lines[:40])]))
+    others = [line.replace('": "', '": "again ', 1) for line in lines[:40]]
+    more.write_text("\n".join([*(line.replace('": "', '": "  ', 1) for line in lines[:5]), *others]))
     done = cli(
         "bench", trained, "--data", data, "--choose", more, "--rows", rows, "--max-lost", 50, "--rounds", 2,
         "--single", 3, "--threads", 1, "--out", tmp_path, "--json",
     )  # fmt: skip
     assert done.status == 0, done.err
     result = done.json
-    assert f"5 of 45 rows of {more} are rows of --data too, and left out" in " ".join(done.err.split())
-    assert (result["data"]["n"], result["data"]["chosen_on_only"]) == (len(lines), 40)
+    assert f"rows of {more} are left out: they stand in --data, were trained on, or come twice" in " ".join(
+        done.err.split()
+    )
+    assert result["data"]["n"] == len(lines)
+    assert 0 < result["data"]["chosen_on_only"] <= 40
     assert result["setup"]["choose"] == "more.jsonl"
     assert json.loads((tmp_path / "result.json").read_text()) == result
     peer, full, exits = result["rows"]
@@ -85,6 +90,30 @@ def test_names_of_rows(cli: Cli, trained: Path, data: Path) -> None:
 def test_bad_arguments(words: list[str], trained: Path, data: Path, cli: Cli) -> None:
     done = cli("bench", trained, "--data", data, *words)
     assert words[1] in done.error
+
+
+def test_rows_to_choose_on_are_new_and_stand_once(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from offramp.cli.bench import _to_choose_on
+    from offramp.errors import DataError
+    from offramp.run import Run
+    from offramp.training.data import Examples, row_hashes
+
+    run = Run.open(trained)
+
+    def examples(*texts: Any) -> Examples:
+        return Examples(list(texts), np.zeros(len(texts), dtype=np.int64), list(range(1, len(texts) + 1)), "here")
+
+    class Trained:
+        training_hashes = row_hashes(["a gem"])
+
+    scored = examples("It 's fine .", ("one", "two"))
+    found = examples("It's fine!", "new", "NEW", "a gem", ("one", "two!"), ("two", "one"), "...", "!!!")
+    kept = _to_choose_on("more.jsonl", scored, found, Trained())  # type: ignore[arg-type]
+    assert kept.texts == ["new", ("two", "one"), "...", "!!!"]
+    assert "4 of 8 rows of more.jsonl are left out" in caplog.text
+    assert _to_choose_on(None, scored, found, run).texts == []
+    with pytest.raises(DataError, match="nothing more to choose on"):
+        _to_choose_on("more.jsonl", scored, scored, run)
 
 
 def test_too_few_texts(trained: Path, toy_data: Callable[..., str], cli: Cli) -> None:

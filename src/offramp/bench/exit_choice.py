@@ -14,9 +14,8 @@ One half says that half a point is lost at once, another that nothing is lost be
 mean over many. What is served, and timed, is therefore not the luckier choice that all rows would make, but the
 threshold that costs what those cost in the mean.
 
-A half of a few hundred rows cannot tell half a point from nothing, and being careful about it costs most of what there
-is to gain. So texts may be given that are chosen on only, as many as there are: they join every half that chooses,
-and none that scores.
+A half of a few hundred rows cannot tell half a point from nothing. So texts may be given that are chosen on only, as
+many as there are: they join every half that chooses, and none that scores.
 """
 
 from __future__ import annotations
@@ -38,12 +37,14 @@ from offramp.traces.trace import Trace
 __all__ = ["Costs", "ExitChoice", "choose_exits"]
 
 _Bools = npt.NDArray[np.bool_]
-_Floats = npt.NDArray[np.float32]
 
 THRESHOLDS = 50
 """Most that are tried with a set of exits."""
-_CELLS = 5e7
-"""Ways x texts: of larger models and data only smaller sets of exits are tried, and the one of all."""
+_CELLS = 5e8
+"""Thresholds x texts of all sets of exits, a byte each, that memory holds: of larger models and data only smaller sets
+are tried, and the one of all."""
+_SETS = 800
+"""Sets of exits, likewise, that are tried in a minute or so."""
 _ALIKE = 0.01
 """Of what full depth costs: places that differ by less cost the same."""
 
@@ -75,6 +76,22 @@ class ExitChoice:
 
 
 @dataclass(frozen=True)
+class _Known:
+    """What is known of N texts, whichever way they go."""
+
+    right: _Bools
+    """[E, N]: whether each exit's answer is."""
+    layers: npt.NDArray[np.int64]
+    """[E]: run up to each exit."""
+    full: int
+    """Layers of the model where nobody leaves early: of several models the smaller ones do not run then."""
+    layer: npt.NDArray[np.float64]
+    """[N]: seconds a layer takes."""
+    exit: float
+    """Seconds to pass an exit."""
+
+
+@dataclass(frozen=True)
 class _Way:
     """One criterion and one set of exits, at T thresholds from slow to fast."""
 
@@ -83,12 +100,32 @@ class _Way:
     exits: tuple[int, ...]
     """Indices; at the last of them all leave that come so far."""
     thresholds: npt.NDArray[np.float64]
-    layers: npt.NDArray[np.int16]
-    """[T, N]: layers executed."""
-    right: _Floats
-    """[T, N]: 1 where the answer is right."""
-    cost: _Floats
-    """[T, N]: seconds, as counted."""
+    left: npt.NDArray[np.int8]
+    """[T, N]: at which of these exits. All else follows from it: it alone is kept, for there are many ways."""
+    known: _Known
+
+    @property
+    def places(self) -> npt.NDArray[np.int64]:
+        """[T, N]: at which exit of the model."""
+        return np.array(self.exits)[self.left]
+
+    @property
+    def layers(self) -> npt.NDArray[np.int64]:
+        """[T, N]: executed."""
+        if self.criterion is None:
+            return np.full(self.left.shape, self.known.full)
+        return self.known.layers[self.places]
+
+    @property
+    def right(self) -> _Bools:
+        """[T, N]: whether the answer is."""
+        return self.known.right[self.places, np.arange(self.left.shape[1])]
+
+    @property
+    def cost(self) -> npt.NDArray[np.float64]:
+        """[T, N]: seconds, as counted."""
+        passed = self.left + (self.places < len(self.known.layers) - 1)  # at the end of the model there is no exit
+        return self.layers * self.known.layer + self.known.exit * passed
 
 
 def choose_exits(
@@ -151,29 +188,22 @@ def choose_exits(
 def _ways(trace: Trace, criteria: Sequence[Scored], costs: Costs, scored: int) -> list[_Way]:
     """Full depth, and every criterion with every set of exits; with sets of one no criterion has a say."""
     tokens = np.asarray(trace.unit_lengths, dtype=np.float64)
-    layer = costs.layer * tokens / tokens[:scored].mean()
-    right = np.asarray(trace.logits).argmax(axis=-1) == np.asarray(trace.labels)[None]
-    last = trace.num_exits - 1
-
-    def way(criterion: Scored | None, exits: tuple[int, ...], marks: Any, left: npt.NDArray[np.int64]) -> _Way:
-        places = np.array(exits)[left]
-        passed = left + (places < last)  # exits asked: at the end of the model there is none
-        # At full depth smaller models that would answer first do not run at all.
-        executed = np.full(left.shape, trace.num_layers) if criterion is None else trace.layers[places]
-        cost = executed * layer + costs.exit * passed
-        found = right[places, np.arange(trace.num_units)]
-        return _Way(
-            criterion, exits, marks, executed.astype(np.int16), found.astype(np.float32), cost.astype(np.float32)
-        )  # fmt: skip
-
-    nobody = np.zeros((1, trace.num_units), dtype=np.int64)
-    found = [way(None, (last,), np.zeros(1), nobody)]
+    known = _Known(
+        right=np.asarray(trace.logits).argmax(axis=-1) == np.asarray(trace.labels)[None],
+        layers=np.asarray(trace.layers, dtype=np.int64),
+        full=trace.num_layers,
+        layer=costs.layer * tokens / tokens[:scored].mean(),
+        exit=costs.exit,
+    )
+    nobody = np.zeros((1, trace.num_units), dtype=np.int8)
+    found = [_Way(None, (trace.num_exits - 1,), np.zeros(1), nobody, known)]
     said = {criterion: scores(trace, criterion) for criterion in criteria}
     for exits in _sets_of(trace):
         for criterion in criteria if len(exits) > 1 else criteria[:1]:
             knob, some = criterion.knobs["threshold"], said[criterion][list(exits)]
             marks = thresholds(running_minimum(some), knob, max_points=THRESHOLDS) if len(exits) > 1 else [knob.low]
-            found.append(way(criterion, exits, np.asarray(marks), exits_at(some, np.asarray(marks))))
+            left = exits_at(some, np.asarray(marks)).astype(np.int8)
+            found.append(_Way(criterion, exits, np.asarray(marks), left, known))
     return found
 
 
@@ -185,12 +215,16 @@ def _sets_of(trace: Trace) -> list[tuple[int, ...]]:
 
 
 def _sets(exits: int, cells: int) -> list[tuple[int, ...]]:
-    """Sets of exits, small ones first, as many as can be afforded at so many cells a set; and the one of all."""
+    """Sets of exits, small ones first, as many as can be afforded at so many cells a set; and the one of all.
+
+    Sets of one cost next to nothing: they have no thresholds.
+    """
     everyone = tuple(range(exits))
     found: list[tuple[int, ...]] = [(exit_,) for exit_ in everyone[:-1]]
     for size in range(2, exits):
         more = list(combinations(everyone, size))
-        if (len(found) + len(more)) * cells > _CELLS:
+        several = len(found) - (exits - 1) + len(more)
+        if several > _SETS or several * cells > _CELLS:
             break
         found += more
     return [*found, everyone] if exits > 1 else found
@@ -202,13 +236,13 @@ def _like(ways: Sequence[_Way], picked: Sequence[int], cost_fraction: float, sco
 
     Full depth is among the ways looked at, since it can be the nearest of all.
     """
-    full = float(ways[0].cost[:, :scored].sum())
+    costs = {number: ways[number].cost[:, :scored].sum(axis=1) for number in {0, *picked}}
 
     def badness(number: int, place: int) -> tuple[int, int, float]:
-        away = abs(float(ways[number].cost[place, :scored].sum()) / full - cost_fraction)
+        away = abs(float(costs[number][place] / costs[0][0]) - cost_fraction)
         return round(away / _ALIKE), -picked.count(number), away
 
-    near = [(number, place) for number in {0, *picked} for place in range(len(ways[number].cost))]
+    near = [(number, place) for number, each in costs.items() for place in range(len(each))]
     number, place = min(near, key=lambda one: badness(*one))
     return ways[number], place
 
@@ -232,14 +266,14 @@ def _choose(
     weights = halves.T / halves.sum(axis=1)  # [N, S]: a product with them is a mean over each half
     rows, choices = halves.sum(axis=1), np.arange(len(halves))
     best = np.zeros((len(halves), 2), dtype=np.int64)
-    least = (ways[0].cost.astype(np.float64) @ weights)[0]
+    least = (ways[0].cost @ weights)[0]
     for number, way in enumerate(ways[1:], 1):
         lost = 100 * (reference.astype(np.float64) - way.right)  # [T, N]
         mean = lost @ weights
         deviation = np.sqrt(np.maximum((lost**2) @ weights - mean**2, 0))
         surely = mean + standard_errors * deviation / np.sqrt(rows)
         allowed = np.logical_and.accumulate(surely <= max_lost + 1e-6)
-        cost = np.where(allowed, way.cost.astype(np.float64) @ weights, np.inf)  # [T, S]
+        cost = np.where(allowed, way.cost @ weights, np.inf)  # [T, S]
         place = cost.argmin(axis=0)
         better = cost[place, choices] < least
         least = np.where(better, cost[place, choices], least)

@@ -27,10 +27,12 @@ from offramp.cli.common import (
     split_columns,
 )  # fmt: skip
 from offramp.cli.hub import check_there
-from offramp.errors import KnobError, require
+from offramp.errors import DataError, KnobError, require
 
 if TYPE_CHECKING:
+    from offramp.inputs.tokens import Text
     from offramp.pipeline import Classifier
+    from offramp.run import Run
     from offramp.training.data import Examples
 
 logger = logging.getLogger(__name__)
@@ -90,6 +92,7 @@ def bench(
     from offramp.bench.provenance import provenance, write_result
     from offramp.bench.rows import Bench, row_names
     from offramp.bench.serving import run_bench
+    from offramp.cli.recording import warn_of_trained
     from offramp.pipeline import load
     from offramp.run import check_writable
     from offramp.runtimes.cpu import check_threads
@@ -105,7 +108,9 @@ def bench(
     folder = out or run / "bench"
     check_writable(folder)
     examples = _labelled(data, classifier, text_columns, label_column)
-    more = _others(choose, examples, classifier, text_columns, label_column)
+    warn_of_trained(classifier.run, examples.texts)
+    found = examples if choose is None else _labelled(choose, classifier, text_columns, label_column)
+    more = _to_choose_on(choose, examples, found, classifier.run)
     assert examples.labels is not None  # load_examples needs them unless told otherwise
     assert more.labels is not None
     with tempfile.TemporaryDirectory(prefix="offramp-bench-") as work:
@@ -130,7 +135,6 @@ def bench(
 
 def _labelled(data: str, classifier: Classifier, text_columns: str | None, label_column: str | None) -> Examples:
     """Rows with labels, all of which the model can read."""
-    from offramp.cli.recording import warn_of_trained
     from offramp.training.data import load_examples
 
     examples = load_examples(
@@ -139,25 +143,47 @@ def _labelled(data: str, classifier: Classifier, text_columns: str | None, label
     )  # fmt: skip
     for place, text in enumerate(examples.texts):
         classifier.tokenizer.check(text, examples.where(place))
-    warn_of_trained(classifier.run, examples.texts)
     return examples
 
 
-def _others(
-    data: str | None, scored: Examples, classifier: Classifier, text_columns: str | None, label_column: str | None
-) -> Examples:
-    """Rows to choose on only, none of which is scored; none at all where no data is given."""
+def _to_choose_on(data: str | None, scored: Examples, found: Examples, run: Run) -> Examples:
+    """Of the rows found those to choose on: each once, none that is scored or was trained on, spelling aside.
+
+    Args:
+        data: what they are called; None: no rows were given, and none are returned.
+        scored: rows that are timed and scored.
+        found: rows given.
+        run: whose training rows to leave out.
+
+    Raises:
+        DataError: nothing is left.
+    """
     import numpy as np
 
     from offramp.training.data import row_hashes
 
     if data is None:
-        return scored.select(np.zeros(0, dtype=np.int64))
-    more = _labelled(data, classifier, text_columns, label_column)
-    new = ~np.isin(row_hashes(more.texts), row_hashes(scored.texts))
-    if not new.all():
-        logger.warning("%d of %d rows of %s are rows of --data too, and left out", (~new).sum(), len(new), data)
-    return more.select(np.flatnonzero(new))
+        return found.select(np.zeros(0, dtype=np.int64))
+    seen = {_spelt(text) for text in scored.texts}
+    kept, trained = [], np.isin(row_hashes(found.texts), run.training_hashes)
+    for place, text in enumerate(found.texts):
+        if not trained[place] and (letters := _spelt(text)) not in seen:
+            seen.add(letters)
+            kept.append(place)
+    if not kept:
+        raise DataError(f"{data}: every row stands in --data or was trained on, so there is nothing more to choose on")
+    if len(kept) < len(found.texts):
+        logger.warning(
+            "%d of %d rows of %s are left out: they stand in --data, were trained on, or come twice",
+            len(found.texts) - len(kept), len(found.texts), data,
+        )  # fmt: skip
+    return found.select(np.array(kept, dtype=np.int64))
+
+
+def _spelt(text: Text) -> tuple[str, ...]:
+    """Letters and digits of a text, or of each of a pair; where there are none, the text as it is."""
+    parts = (text,) if isinstance(text, str) else text
+    return tuple("".join(filter(str.isalnum, part.casefold())) or part for part in parts)
 
 
 def _say(line: str) -> None:

@@ -41,7 +41,7 @@ from offramp.engine.units import (
 )
 from offramp.errors import DataError, KnobError, OfframpError
 from offramp.inputs.batching import pad
-from offramp.runtimes.base import Pads, Runtime, RuntimeInfo, SharesThreads
+from offramp.runtimes.base import Pads, Runtime, SharesThreads, StageCost
 from offramp.types import Knobs, Stage
 
 __all__ = ["Counts", "Engine"]
@@ -95,8 +95,9 @@ class Engine:
         hold: batches' worth of rows that wait between two stages for company of like length. More is less padding,
             and more memory: twice as many rows as may wait are kept before a stage (see ``rows.Group``).
         go_on: tokens with which the survivors of a batch go on at once, as they are; infinity: they always wait for
-            company. None: by what a stage costs, where the runtime says; or else what is right on a CPU, where a token
+            company. None: by what a stage costs, where that is known; or else what is right on a CPU, where a token
             costs the same in any batch of more than some hundreds (docs/performance.md).
+        cost: of a stage, by which batches are split too; None: as the runtime says.
         lanes: batches that ``run`` and ``run_in_order`` compute side by side, each by a thread of its own.
         ahead: batches that are queued before the host reads what an exit said of one. They wait for nothing, and no
             text computes more for it. None: one where the runtime defers, or else none.
@@ -121,6 +122,7 @@ class Engine:
         waste: float = 1.25,
         hold: int = 8,
         go_on: float | None = None,
+        cost: StageCost | None = None,
         lanes: int = 1,
         ahead: int | None = None,
     ) -> None:
@@ -145,8 +147,8 @@ class Engine:
             patience_steps=patience_steps,
             waste=waste,
             hold=hold,
-            go_on=_enough_tokens(runtime.info) if go_on is None else go_on,
-            call=_call_in_tokens(runtime.info),
+            go_on=_enough_tokens(cost or runtime.info.cost) if go_on is None else go_on,
+            call=_call_in_tokens(cost or runtime.info.cost),
             room=self._room,
         )
         self._most_kept = 2 * hold * max_rows
@@ -466,17 +468,17 @@ class Engine:
         return gathered(groups, self._transfers.send, self._room)
 
 
-def _call_in_tokens(info: RuntimeInfo) -> float:
+def _call_in_tokens(cost: StageCost | None) -> float:
     """What a batch costs at a stage besides its tokens, in tokens."""
-    if info.cost is None:
+    if cost is None:
         return _CPU_CALL
-    if info.cost.call == 0:
+    if cost.call == 0:
         return 0.0
-    return info.cost.call / info.cost.token if info.cost.token else math.inf
+    return cost.call / cost.token if cost.token else math.inf
 
 
-def _enough_tokens(info: RuntimeInfo) -> float:
-    return _CPU_TOKENS if info.cost is None else info.cost.tokens_worth_a_call()
+def _enough_tokens(cost: StageCost | None) -> float:
+    return _CPU_TOKENS if cost is None else cost.tokens_worth_a_call()
 
 
 def _check_new(units: Sequence[Unit], done: Mapping[int, Finished]) -> None:
