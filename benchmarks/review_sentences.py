@@ -5,21 +5,21 @@
 Dev has 872 rows, and half of them cannot tell half a point of accuracy from nothing. The demo's review sentences are of
 the same kind as SST-2's, and most of SST-2's own are among them: whichever shares a run of 30 letters with any row of
 SST-2, or holds a whole row of 15 letters and more, is left out, so nothing is chosen on what is scored, or on what was
-trained on. What is left is labelled by its
-critic's verdict on the film, not by raters of the sentence, so every model is less accurate on it; what an early exit
-loses *beside full depth* is alike, and that is all it is for (`offramp bench --choose`). A few seconds.
+trained on. What is left is labelled by its critic's verdict on the film, not by raters of the sentence, so every model
+is less accurate on it; what an early exit loses *beside full depth* is alike, and that is all it is for
+(`offramp bench --choose`). A few seconds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from offramp.demo.packages import review_sentences
 from offramp.demo.reviews import Review, read_reviews
+from offramp.traces.files import write_atomically
 
 RUN = 30
 """Letters and digits in a row that two sentences of one origin share, and hardly any others."""
@@ -71,9 +71,7 @@ def main() -> None:
     kept = list(unrelated(reviews, known))
     lines = [json.dumps({"sentence": review.text, "label": review.label}, ensure_ascii=False) for review in kept]
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    staging = given.out.with_name(f"{given.out.name}.{os.getpid()}")
-    staging.write_text("\n".join([*lines, ""]), encoding="utf-8")
-    os.replace(staging, given.out)
+    write_atomically(given.out, "\n".join([*lines, ""]).encode())
     print(json.dumps({"reviews": len(reviews), "kept": len(kept), "out": str(given.out)}))
 
 

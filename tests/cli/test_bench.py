@@ -108,7 +108,7 @@ def test_rows_to_choose_on_are_new_and_stand_once(trained: Path, caplog: pytest.
 
     scored = examples("It 's fine .", ("one", "two"))
     found = examples("It's fine!", "new", "NEW", "a gem", ("one", "two!"), ("two", "one"), "...", "!!!")
-    kept = _to_choose_on("more.jsonl", scored, found, Trained())  # type: ignore[arg-type]
+    kept = _to_choose_on("more.jsonl", scored, found, Trained())
     assert kept.texts == ["new", ("two", "one"), "...", "!!!"]
     assert "4 of 8 rows of more.jsonl are left out" in caplog.text
     assert _to_choose_on(None, scored, found, run).texts == []

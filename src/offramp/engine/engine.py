@@ -12,7 +12,6 @@ next batch is queued first (``ahead``), so that the GPU has work while the host 
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -470,11 +469,7 @@ class Engine:
 
 def _call_in_tokens(cost: StageCost | None) -> float:
     """What a batch costs at a stage besides its tokens, in tokens."""
-    if cost is None:
-        return _CPU_CALL
-    if cost.call == 0:
-        return 0.0
-    return cost.call / cost.token if cost.token else math.inf
+    return _CPU_CALL if cost is None else cost.tokens_worth_a_call(0.5)  # that many take as long as the call
 
 
 def _enough_tokens(cost: StageCost | None) -> float:
