@@ -5,7 +5,8 @@
 The run is exported at full depth, and with the exits of an operating point for a layer speed-up chosen on the trace of
 dev. Its texts are then answered by three ways in one process, interleaved: the graph of full depth without the engine,
 the same with it, and the exits with it. Offline in batches of 32, with all threads for one batch and with a batch a
-core; SingleStream one text after the other, with all threads and with one. Writes benchmarks/results/engine.json.
+core; SingleStream one text after the other, with all threads and with one. Where one batch is computed at a time the
+exits run once more, with a clock around every call of a graph. Writes benchmarks/results/engine.json.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -73,6 +75,33 @@ def loaded(folder: Path, variant: Variant, threads: int, lanes: int) -> Classifi
     return offramp.load(folder, runtime=variant.runtime, dtype=variant.dtype, threads=threads, lanes=lanes)
 
 
+def time_inside(runtime: Any, run: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds inside calls of graphs, and in all."""
+    inside = 0.0
+
+    def clocked(call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any, **named: Any) -> Any:
+            nonlocal inside
+            start = time.perf_counter()
+            try:
+                return call(*arguments, **named)
+            finally:
+                inside += time.perf_counter() - start
+
+        return timed
+
+    names = [name for name in ("run", "exit", "run_single") if hasattr(runtime, name)]
+    for name in names:
+        setattr(runtime, name, clocked(getattr(runtime, name)))
+    try:
+        start = time.perf_counter()
+        run()
+        return inside, time.perf_counter() - start
+    finally:
+        for name in names:
+            delattr(runtime, name)  # the class's own comes to light again
+
+
 def measured(folders: Mapping[str, Path], variant: Variant, texts: Sequence[Encoded], rounds: int) -> list[Any]:
     """Every configuration of one variant."""
     found = []
@@ -92,9 +121,11 @@ def measured(folders: Mapping[str, Path], variant: Variant, texts: Sequence[Enco
         }
         seconds = interleaved(ways, rounds)
         fraction = token_layers(here, ways["exits"](), exits.runtime.info.num_layers)
+        inside = [] if lanes > 1 else [time_inside(exits.runtime, ways["exits"]) for _ in range(rounds)]
         found.append({
             "scenario": scenario, "threads": threads, "lanes": lanes, "texts": len(here), "seconds": seconds,
             "token_layer_fraction": fraction, "exits": [stage.layers for stage in exits.runtime.info.stages[:-1]],
+            **({"inside": inside} if inside else {}),
         })  # fmt: skip
         print(f"  {scenario}, {threads} threads, {lanes} lanes: {fraction:.2f} of the layers", flush=True)
     return found

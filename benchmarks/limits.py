@@ -76,23 +76,26 @@ def int8_product(shape: tuple[int, int, int], threads: int) -> Callable[[], Any]
     return lambda: session.run(None, given)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int)
-    threads = check_threads(parser.parse_args().threads)
+def limits(threads: int) -> dict[str, Any]:
+    """Products of every shape and dtype, and copies, with so many threads."""
     import torch
 
     torch.set_num_threads(threads)
     memory = np.zeros(1 << 28, dtype=np.uint8)
     target = np.empty_like(memory)
-    result = {
-        **provenance(),
-        "threads": threads,
+    return {
         "gigaoperations_per_second": {name: products(shape, threads) for name, shape in SHAPES.items()},
         "copied_gigabytes_per_second": 2e-9 * memory.nbytes / best(lambda: np.copyto(target, memory)),
     }
-    write_result(RESULT, result)
-    print(json.dumps({name: result[name] for name in ("gigaoperations_per_second", "copied_gigabytes_per_second")}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int)
+    threads = check_threads(parser.parse_args().threads)
+    found = limits(threads)
+    write_result(RESULT, {**provenance(), "threads": threads, **found})
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

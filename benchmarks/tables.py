@@ -41,8 +41,9 @@ def sst2(result: Result, command: str = "python benchmarks/sst2.py") -> str:
     lines = [
         f"DE3-BERT on SST-2 ({setup['rows']['train']:,} rows, {_phases(setup)}, {setup['encoder']}; "
         f"{comparison['n']} dev rows): learning rate {setup['learning_rate']:g}, of the heads "
-        f"{setup['head_learning_rate']:g}; early exits read {_READS[setup['early_exit_pooling']]}; the last "
-        "checkpoint, not the best on dev. "
+        f"{setup['head_learning_rate']:g}{_changes(setup.get('settings', {}))}; "
+        f"{'all' if setup['last_exit'] == 'head' else 'early'} exits read {_READS[setup['early_exit_pooling']]}; the "
+        "last checkpoint, not the best on dev. "
         f"Full depth {_score(full)}; a plain fine-tune of the same set-up: {_plain(plain)}.",
         "",
         f"| accuracy, knobs chosen on the other half | {heads} |",
@@ -74,7 +75,7 @@ def sst2(result: Result, command: str = "python benchmarks/sst2.py") -> str:
 
 
 def sst2_mean(result: Result) -> str:
-    """The same with early exits that read the mean over tokens."""
+    """The same with exits that read the mean over tokens."""
     return sst2(result, "python benchmarks/sst2.py --pooling mean")
 
 
@@ -122,6 +123,9 @@ def training_curves(result: Result) -> str:
         )
         if run["recipe"] != "plain":
             name += ", exits weigh tokens" if run.get("pooling") == "attention" else ", exits read the mean"
+        name += _changes(run.get("settings", {}))
+        if run.get("last_exit", "model") == "head":
+            name += ", the last one too" if run["recipe"] != "plain" else ", reads the mean"
         name += f", from {run['start']}" if run.get("start", "minilm") != "minilm" else ""
         # The evaluation nearest to the end of each epoch.
         first = [one for one in run["evaluations"] if one.get("phase", 1) == 1]
@@ -135,6 +139,11 @@ def training_curves(result: Result) -> str:
             exits = " ".join(f"{100 * value:.1f}" for value in one["exits"])
             lines.append(f"| {label} | {one['epoch']:.2f} | {one['loss']:.3f} | {exits} |")
     return "\n".join([*lines, "", _origin(result, "python benchmarks/training_curves.py")])
+
+
+def _changes(settings: dict[str, Any]) -> str:
+    """What was set otherwise than the recipe has it."""
+    return "".join(f", {name}={value}" for name, value in settings.items())
 
 
 def prototypes(result: Result) -> str:
@@ -389,6 +398,8 @@ def speed(result: Result, command: str = "") -> str:
 
 
 def _speed_command(result: Result) -> str:
+    if "command" in result:
+        return str(result["command"])
     chosen_on = result["setup"].get("choose")
     return "python benchmarks/speed.py" + (f" --choose runs/{chosen_on}" if chosen_on else "")
 
@@ -504,21 +515,25 @@ def speed_profile(result: Result) -> str:
     """Memory, start-up and size; what layers and exits cost; static exits of equal speed."""
     lines = [
         "| | start to first answer, s | peak memory, MB | files, MB | Offline, thousand million operations a second | "
-        "of what matrix products of that kind reach |",
-        "|---|---|---|---|---|---|",
+        "of what matrix products of that kind reach | SingleStream | of what they reach |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
         if "failure" in row:
             continue
         size = row["prepared"].get("megabytes")
-        lines.append(
-            f"| {row['label']} | {row['startup_s']:.1f} | {row['facts']['peak_memory_mb']:.0f} | "
-            f"{'' if size is None else f'{size:.0f}'} | {' | '.join(_operations(result, row))} |"
-        )
+        cells = [
+            f"{row['startup_s']:.1f}",
+            f"{row['facts']['peak_memory_mb']:.0f}",
+            "" if size is None else f"{size:.0f}",
+        ]
+        cells += [*_operations(result, row, "Offline"), *_operations(result, row, "SingleStream")]
+        lines.append(f"| {row['label']} | {' | '.join(cells)} |")
     lines += [
         "",
-        "| with exits | exits after layers | layer, ms | exit, ms | as fast: static exit | points gained on it |",
-        "|---|---|---|---|---|---|",
+        "| with exits | exits after layers | layer, ms a text | exit, ms a text | static exit nearest in speed | "
+        "its speed beside this row's | points gained on it |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
         if row["group"] == "exits" and "failure" not in row:
@@ -526,13 +541,12 @@ def speed_profile(result: Result) -> str:
     return "\n".join([*lines, "", _origin(result, _speed_command(result))])
 
 
-def _operations(result: Result, row: Result) -> list[str]:
-    """Operations a second of the encoder's layers in batches, and their share of the machine's limit."""
-    entry = row.get("Offline", {}).get("without tokenisation")
+def _operations(result: Result, row: Result, scenario: str) -> list[str]:
+    """Operations a second of the encoder's layers, and their share of the machine's limit."""
+    entry = row.get(scenario, {}).get("without tokenisation")
     if entry is None or "operations_a_text" not in result["data"]:
         return ["", ""]
-    found = json.loads((RESULTS / "limits.json").read_text(encoding="utf-8"))["gigaoperations_per_second"]
-    limit = max(kinds[row["facts"]["dtype"]] for kinds in found.values())
+    limit = max(kinds[row["facts"]["dtype"]] for kinds in _products(result))
     depth = row["facts"].get("token_layer_fraction", 1.0)
     if row["group"] == "shallow":
         depth = row["facts"]["layers"] / result["data"]["layers"]
@@ -540,11 +554,21 @@ def _operations(result: Result, row: Result) -> list[str]:
     return [f"{reached:.0f}", f"{100 * reached / limit:.0f} %"]
 
 
+def _products(result: Result) -> list[Result]:
+    """Matrix products that the machine reached, by shape: around the run, or where it was not looked then, at another
+    time.
+    """
+    found = result.get("limits") or [json.loads((RESULTS / "limits.json").read_text(encoding="utf-8"))]
+    return [kinds for one in found for kinds in one["gigaoperations_per_second"].values()]
+
+
 def _profile(row: Result, scenario: str) -> str:
     made, static = row["prepared"], row[scenario].get("shallow")
-    beside = ["none", ""] if static is None else [
-        static["name"].rpartition("-exit-")[2], f"{static['points']:.1f} ({static['low']:.1f} to {static['high']:.1f})"
-    ]  # fmt: skip
+    beside = ["none", "", ""]
+    if static is not None:
+        speed = f"{100 * static['speed']:.0f} %" if "speed" in static else "or faster"
+        gained = f"{static['points']:.1f} ({static['low']:.1f} to {static['high']:.1f})"
+        beside = [static.get("label", static["name"]).removeprefix("offramp "), speed, gained]
     cells = [
         f"{row['label']}, {scenario}",
         _exits_after(made),
@@ -657,7 +681,30 @@ def engine(result: Result) -> str:
                 f"{_middle(costs, '+.0f')} % | {', '.join(map(str, entry['exits']))} | {_middle(saved, '.2f')} | "
                 f"{fraction:.2f} | {_middle([each / fraction for each in saved], '.2f')} |"
             )
-    return "\n".join([*lines, "", f"{_cpu(result)}. " + _origin(result, "python benchmarks/engine.py")])
+    return "\n".join([*lines, *_where_time_goes(result), "", f"{_cpu(result)}. " + _origin(result, _ENGINE)])
+
+
+_ENGINE = "python benchmarks/engine.py"
+
+
+def _where_time_goes(result: Result) -> list[str]:
+    """Milliseconds a text with exits: what its layers would take at full depth's price, and what is more than that."""
+    lines = [
+        "",
+        "| with exits, ms a text | | threads | all | its layers, at full depth's price | more inside the graphs | "
+        "outside |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for label, entries in result["variants"].items():
+        for entry in entries:
+            if "inside" not in entry:
+                continue
+            texts = entry["texts"]
+            layers = 1000 * statistics.median(entry["seconds"]["runtime"]) / texts * entry["token_layer_fraction"]
+            inside, whole = (1000 * statistics.median(column) / texts for column in zip(*entry["inside"], strict=True))
+            told = " | ".join(f"{part:.2f}" for part in (whole, layers, inside - layers, whole - inside))
+            lines.append(f"| {label} | {entry['scenario']} | {entry['threads']} | {told} |")
+    return lines if len(lines) > 3 else []
 
 
 def _middle(values: Sequence[float], form: str) -> str:

@@ -32,6 +32,8 @@ def curve(run: Path) -> dict[str, Any]:
         "recipe": record["plan"]["recipe"],
         "start": Path(record["plan"]["model"]).name,
         "pooling": config["offramp"]["pooling"],
+        "last_exit": config["offramp"]["last_exit"],
+        "settings": record["plan"]["settings"],
         "arguments": record["arguments"],
         "rows": record["rows"],
         "seconds": record["seconds"],
@@ -48,8 +50,10 @@ def curve(run: Path) -> dict[str, Any]:
 
 def identity(run: dict[str, Any]) -> tuple[str, ...]:
     """What makes two runs the same."""
-    pooling = run.get("pooling", "mean")  # of all runs from before it was kept
-    return run["data"], run["recipe"], run.get("start", ""), pooling, json.dumps(run["arguments"], sort_keys=True)
+    # Runs from before these were kept had the mean, the model's own head, and the recipe as it is.
+    built = run.get("pooling", "mean"), run.get("last_exit", "model")
+    given = run.get("settings", {}), run["arguments"]
+    return run["data"], run["recipe"], run.get("start", ""), *built, *(json.dumps(one, sort_keys=True) for one in given)
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ __all__ = ["provenance", "result_bytes", "write_result"]
 _PACKAGES = (
     "offramp", "torch", "transformers", "numpy", "tokenizers", "safetensors", "array-api-compat", "accelerate",
     "datasets", "scikit-learn", "scipy", "mapie", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "nncf",
+    "ctranslate2",
 )  # fmt: skip
 _CPU_FLAGS = (
     "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8",

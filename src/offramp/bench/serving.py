@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,11 @@ import numpy.typing as npt
 
 from offramp.bench.deployments.base import Job, Way
 from offramp.bench.rows import Bench, depth_of, our_rows, peer_rows, reference_of, row_names
-from offramp.bench.speed import Measured, race, ratio, summary
+from offramp.bench.speed import WARM_UP, Measured, race, ratio, summary
 from offramp.bench.worker import Failure, Load
 from offramp.errors import DataError, KnobError, UnsupportedError
 from offramp.inputs.tokens import Encoded, Tokenizer
-from offramp.run import Run
+from offramp.run import Run, weights_hash
 from offramp.traces.curves import bootstrap_interval
 
 __all__ = ["run_bench"]
@@ -53,11 +55,18 @@ def run_bench(bench: Bench, *, say: Callable[[str], None] = lambda line: None) -
         "settings": {
             "rounds": bench.rounds, "threads": bench.threads, "max_rows": bench.max_rows, "splits": bench.splits,
             "seed": bench.seed, "criterion": rule.name, "max_length": load.max_length, "max_lost": list(bench.max_lost),
+            "warm_up": WARM_UP,
         },
+        "models": {"run": _model(bench.run), "plain": _model(bench.plain)},
         "reference": {"of": whose, "accuracy": float(reference.mean())},
         "fastest_peer": {scenario: _fastest_peer(rows, scenario) for scenario in bench.scenarios},
         "rows": rows,
     }  # fmt: skip
+
+
+def _model(folder: Path) -> dict[str, str]:
+    """A model's folder, by its name alone, and the hash of its weights (safetensors)."""
+    return {"name": folder.resolve().name, "weights": weights_hash(folder)}
 
 
 def _check_rows(bench: Bench) -> None:
@@ -123,7 +132,7 @@ def _compared(rows: Sequence[dict[str, Any]], reference: npt.NDArray[np.bool_], 
             if row["group"] in ("exits", "full"):
                 entry |= _against_ours(row, timed, scenario)
             if row["group"] == "exits":
-                entry["shallow"] = _against_shallow(row, timed, scenario, bench.seed)
+                entry["shallow"] = _against_shallow(row, timed.values(), scenario, bench.seed)
         for row in timed.values():
             entry = row[scenario]
             right = entry.pop("right")
@@ -150,9 +159,12 @@ def _fastest_peer(rows: Sequence[Mapping[str, Any]], scenario: str) -> str | Non
 
 
 def _against_ours(row: Mapping[str, Any], timed: Mapping[str, Any], scenario: str) -> dict[str, Any]:
-    """With exits: wall clock over layers. At full depth: what the engine costs beside the runtime alone."""
+    """With exits: wall clock over layers. At full depth: what the engine costs beside the runtime alone.
+
+    Nothing where the other row uses the cores otherwise: that would be told as the engine's doing.
+    """
     other = timed.get(f"{row['family']}-{'whole' if row['group'] == 'full' else 'full'}")
-    if other is None:
+    if other is None or other[scenario]["way"] != row[scenario]["way"]:
         return {}
     faster = ratio(row[scenario][_BARE]["texts_per_second"], other[scenario][_BARE]["texts_per_second"])
     if row["group"] == "full":
@@ -162,17 +174,18 @@ def _against_ours(row: Mapping[str, Any], timed: Mapping[str, Any], scenario: st
 
 
 def _against_shallow(
-    row: Mapping[str, Any], timed: Mapping[str, Any], scenario: str, seed: int
+    row: Mapping[str, Any], timed: Iterable[Mapping[str, Any]], scenario: str, seed: int
 ) -> dict[str, Any] | None:
-    """The deepest static exit on the same runtime that is at least as fast, and points gained over it."""
-    speed = row[scenario][_BARE]["texts_per_second"]["median"]
-    others = [
-        other for name, other in timed.items()
-        if name.startswith(f"{row['family']}-exit-") and other[scenario][_BARE]["texts_per_second"]["median"] >= speed
-    ]  # fmt: skip
-    if not others:
+    """The static exit that is nearest in texts a second, on whatever runtime, and points gained over it."""
+
+    def speed(one: Mapping[str, Any]) -> float:
+        return float(one[scenario][_BARE]["texts_per_second"]["median"])
+
+    statics = [other for other in timed if other["group"] == "shallow"]
+    if not statics:
         return None
-    static = max(others, key=lambda other: int(other["facts"]["layers"]))
+    static = min(statics, key=lambda other: abs(math.log(speed(other) / speed(row))))
     gained = 100 * (row[scenario]["right"].astype(float) - static[scenario]["right"])
     low, high = bootstrap_interval(gained, seed=seed)
-    return {"name": static["name"], "points": float(gained.mean()), "low": low, "high": high}
+    told = {"name": static["name"], "label": static["label"], "speed": speed(static) / speed(row)}
+    return told | {"points": float(gained.mean()), "low": low, "high": high}

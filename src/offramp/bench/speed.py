@@ -19,13 +19,13 @@ import numpy as np
 from offramp.bench.deployments.base import Job, Way
 from offramp.bench.worker import Failure, Load, Worker
 
-__all__ = ["SCENARIOS", "Measured", "race", "ways"]
+__all__ = ["SCENARIOS", "WARM_UP", "Measured", "race", "ways"]
 
 SCENARIOS = ("Offline", "SingleStream")
 _COMMANDS = {"Offline": "offline", "SingleStream": "single"}
 """What a worker is timed on."""
 _ANSWERS = {"Offline": "answers", "SingleStream": "answers_one_by_one"}
-_WARM_UP = 3
+WARM_UP = 3
 """Runs of everything before the clock counts; by all but the first the way to use the cores is chosen."""
 _REST = 0.05
 """Seconds between two timings: threads of the row before come to rest."""
@@ -121,7 +121,7 @@ def _tried(row: Measured, scenario: str, load: Load, way: Way) -> tuple[Worker, 
     worker = Worker(row.job, load, way)
     row.failure = row.failure or worker.failure
     seconds = []
-    for _ in range(_WARM_UP):
+    for _ in range(WARM_UP):
         said = None if row.failure is not None else _kept(row, worker.ask(_COMMANDS[scenario], True))
         seconds.append(float(np.sum(said)) if said is not None else math.inf)
     return worker, min(seconds[1:])

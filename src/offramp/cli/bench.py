@@ -233,11 +233,18 @@ def _print(result: Mapping[str, Any], scenario: str) -> None:
     how = f"batches of {settings['max_rows']}" if scenario == "Offline" else "one text at a time"
     console().print(f"\n{scenario}: {how}, {settings['threads']} threads, {settings['rounds']} rounds")
     table = Table(box=None)
-    for name, justify in (
-        ("", "left"), ("texts/s", "right"), ("beside the fastest peer", "right"), ("tokenising too", "right"),
-        ("p50 / p90 / p99 ms" if scenario == "SingleStream" else "layers", "right"), ("points lost", "right"),
-    ):  # fmt: skip
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    times = ["p50 / p90 / p99 ms"] if scenario == "SingleStream" else []
+    table.add_column("", justify="left")
+    for name in (
+        "texts/s",
+        "beside the fastest peer",
+        "tokenising too",
+        *times,
+        "layers",
+        "time / layers",
+        "points lost",
+    ):
+        table.add_column(name, justify="right")
     timed = [row for row in result["rows"] if scenario in row]
     for row in sorted(timed, key=lambda row: -_median(row[scenario])):
         table.add_row(*_cells(row, scenario))
@@ -254,12 +261,11 @@ def _cells(row: Mapping[str, Any], scenario: str) -> list[str]:
     bare, tokenised = (entry.get(f"{how} tokenisation") for how in ("without", "with"))
     ratio = entry.get("ratio", {}).get("without tokenisation")
     beside = "" if ratio is None else f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})"
+    times = []
     if scenario == "SingleStream":
-        times = bare or tokenised
-        fifth = " / ".join(f"{times[name]['median']:.1f}" for name in ("p50_ms", "p90_ms", "p99_ms"))
-    else:
-        speedup = row["facts"].get("layer_speedup")
-        fifth = "" if speedup is None else f"{speedup:.2f}x fewer"
+        found = bare or tokenised
+        times = [" / ".join(f"{found[name]['median']:.1f}" for name in ("p50_ms", "p90_ms", "p99_ms"))]
+    fewer, over = row["facts"].get("layer_speedup"), entry.get("wall_over_layers")
     held_out = row["prepared"].get("held_out")
     lost = entry["lost"] if held_out is None else {
         "points": held_out["lost"], "low": held_out["lost_low"], "high": held_out["lost_high"]
@@ -269,7 +275,9 @@ def _cells(row: Mapping[str, Any], scenario: str) -> list[str]:
         "" if bare is None else f"{bare['texts_per_second']['median']:.0f}",
         beside,
         "" if tokenised is None else f"{tokenised['texts_per_second']['median']:.0f}",
-        fifth,
+        *times,
+        "" if fewer is None else f"{fewer:.2f}x fewer",
+        "" if over is None else f"{over:.2f}",
         f"{lost['points']:.2f} ({lost['low']:.2f} to {lost['high']:.2f})",
     ]
 

@@ -21,9 +21,13 @@ import numpy.typing as npt
 from offramp.inputs.batching import length_sorted, pad
 from offramp.inputs.tokens import Encoded
 
-__all__ = ["Floats", "Job", "Server", "Way", "answered", "make_ready", "open_server", "padded"]
+__all__ = ["AS_IT_COMES", "Floats", "Job", "Server", "Way", "answered", "make_ready", "open_server", "padded"]
 
 Floats = npt.NDArray[np.floating[Any]]
+
+
+AS_IT_COMES = "as the library has it"
+"""Of a setting that is left alone, such as whether idle threads spin."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import ctranslate2
 import numpy as np
 
-from offramp.bench.deployments.base import Floats, Way, answered
+from offramp.bench.deployments.base import AS_IT_COMES, Floats, Way, answered
 from offramp.inputs.tokens import Encoded
 
 __all__ = ["prepare", "serve"]
@@ -64,7 +64,7 @@ class _Encoder:
         self._lanes = way.lanes
         weights = np.load(folder / "classifier.npz")
         self._weight, self._bias = weights["weight"], weights["bias"]
-        self.facts = {"dtype": "int8", "batches": "sorted"}
+        self.facts = {"dtype": "int8", "batches": "sorted", "spinning": AS_IT_COMES}
 
     def answer(self, texts: Sequence[Encoded], max_rows: int) -> Floats:
         def answer(rows: Any) -> Floats:

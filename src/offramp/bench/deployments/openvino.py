@@ -7,7 +7,7 @@ from pathlib import Path
 from queue import LifoQueue
 from typing import Any
 
-from offramp.bench.deployments.base import Floats, Way, answered, padded
+from offramp.bench.deployments.base import AS_IT_COMES, Floats, Way, answered, padded
 from offramp.inputs.tokens import Encoded
 from offramp.runtimes.silence import without_telemetry
 
@@ -76,7 +76,12 @@ class _Compiled:
             self._requests.put(core.compile_model(graph, "CPU", hints).create_infer_request())
         self._lanes = way.lanes
         self._pad_token = int(settings["pad_token"])
-        self.facts = {"dtype": dtype, "batches": "sorted", "hints": {name: str(value) for name, value in hints.items()}}
+        self.facts = {
+            "dtype": dtype,
+            "batches": "sorted",
+            "spinning": AS_IT_COMES,
+            "hints": {name: str(value) for name, value in hints.items()},
+        }
 
     def answer(self, texts: Sequence[Encoded], max_rows: int) -> Floats:
         def answer(rows: Any) -> Floats:

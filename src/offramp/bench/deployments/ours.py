@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from offramp.bench.deployments.base import Floats, Way, answered
+from offramp.bench.deployments.base import AS_IT_COMES, Floats, Way, answered
 from offramp.bench.export import VARIANTS, Variant, export_run
 from offramp.calibration.points import OperatingPoint, write_points
 from offramp.choosing import Setting
@@ -20,11 +21,15 @@ from offramp.inputs.batching import pad
 from offramp.inputs.tokens import Encoded
 from offramp.pipeline import Classifier, load
 from offramp.runtimes.base import RuntimeInfo
+from offramp.runtimes.manifest import read_manifest
 
 __all__ = ["Bare", "open_run", "prepare", "rule_of", "serve", "variant_of"]
 
 _FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 """Of a run folder, without which it cannot be served."""
+
+_SPINNING = {"onnx": "within a stage", "openvino": AS_IT_COMES, "torch": AS_IT_COMES}
+"""Runtime -> whether idle threads burn their time: only of ONNX Runtime's have we a say."""
 
 
 def prepare(model: Path, folder: Path, texts: Sequence[Encoded], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,8 +51,33 @@ def prepare(model: Path, folder: Path, texts: Sequence[Encoded], settings: Mappi
         "stages": [stage.layers for stage in made.stages],
         "quantisation": made.quantisation,
         "batch_invariant": made.batch_invariant,
+        "operators": _operators(graphs, variant.runtime),
         "megabytes": sum(path.stat().st_size for path in graphs.rglob("*")) / 1e6,
     }
+
+
+def _operators(graphs: Path, runtime: str) -> dict[str, int]:
+    """How many operators of each kind the stages' graphs hold, fused ones among them."""
+    counts: Counter[str] = Counter()
+    for stage in read_manifest(graphs).stages:
+        for graph in filter(None, (stage.layers_graph, stage.exit_graph)):
+            counts.update(_KINDS[runtime](graphs / graph.file))
+    return dict(counts.most_common())
+
+
+def _onnx_kinds(path: Path) -> list[str]:
+    import onnx
+
+    return [node.op_type for node in onnx.load(path, load_external_data=False).graph.node]
+
+
+def _openvino_kinds(path: Path) -> list[str]:
+    from offramp.runtimes.openvino import core
+
+    return [node.get_type_name() for node in core().read_model(path).get_ops() if node.get_type_name() != "Constant"]
+
+
+_KINDS = {"onnx": _onnx_kinds, "openvino": _openvino_kinds}
 
 
 def serve(model: Path, folder: Path, way: Way, settings: Mapping[str, Any]) -> Any:
@@ -97,7 +127,7 @@ class _WithEngine:
             self._setting = Setting(make(point["criterion"], **point["settings"]), dict(point["knobs"]), "benchmark")
         self._ran = _Ran(classifier.runtime.info)
         info = classifier.runtime.info
-        self._facts = {"dtype": info.dtype, "batch_invariant": info.batch_invariant, "spinning": "within a stage"}
+        self._facts = {"dtype": info.dtype, "batch_invariant": info.batch_invariant, "spinning": _SPINNING[info.name]}
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -157,7 +187,7 @@ class Bare:
         self.facts = {
             "dtype": self._runtime.info.dtype,
             "batches": "sorted",
-            "spinning": "within a stage",
+            "spinning": _SPINNING[self._runtime.info.name],
             "layers": self._stages[-1].layers,
         }
 

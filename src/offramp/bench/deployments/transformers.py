@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from offramp.bench.deployments.base import Floats, Way, answered, padded
+from offramp.bench.deployments.base import AS_IT_COMES, Floats, Way, answered, padded
 from offramp.inputs.tokens import Encoded, Text
 
 __all__ = ["prepare", "serve"]
@@ -43,7 +43,13 @@ class _Sorted:
         self._compiled = bool(settings.get("compile"))
         # One graph for all shapes: shape by shape, a stream of texts would be compiled for minutes.
         self._model = torch.compile(loaded, dynamic=True) if self._compiled else loaded
-        self.facts = {"dtype": dtype, "compiled": self._compiled, "attention": self._attention, "batches": "sorted"}
+        self.facts = {
+            "dtype": dtype,
+            "compiled": self._compiled,
+            "attention": self._attention,
+            "batches": "sorted",
+            "spinning": AS_IT_COMES,
+        }
 
     def answer(self, texts: Sequence[Encoded], max_rows: int) -> Floats:
         def answer(rows: Any) -> Floats:
@@ -67,7 +73,12 @@ class _Pipeline:
         self._length = min(int(loaded.config.max_position_embeddings), int(tokenizer.model_max_length))
         self._classes = {name: int(number) for number, name in loaded.config.id2label.items()}
         self._call: Any = pipeline("text-classification", model=loaded, tokenizer=tokenizer, device="cpu")
-        self.facts = {"dtype": "float32", "batches": "as they come", "tokenizer": "its own"}
+        self.facts = {
+            "dtype": "float32",
+            "batches": "as they come",
+            "tokenizer": "its own",
+            "spinning": AS_IT_COMES,
+        }
 
     def answer_texts(self, texts: Sequence[Text], max_rows: int) -> Floats:
         given = [text if isinstance(text, str) else {"text": text[0], "text_pair": text[1]} for text in texts]
