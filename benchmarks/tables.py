@@ -618,7 +618,38 @@ def limits(result: Result) -> str:
     copied = (
         f"Memory is copied at {result['copied_gigabytes_per_second']:.0f} GB a second ({result['threads']} threads)."
     )
-    return "\n".join([*lines, "", f"{copied} {_cpu(result)}.", "", _origin(result, "python benchmarks/limits.py")])
+    rate = 1e9 * result["copied_gigabytes_per_second"]
+    lines += ["", f"{copied} {_cpu(result)}.", "", *_bytes(rate)]
+    return "\n".join([*lines, "", _origin(result, "python benchmarks/limits.py")])
+
+
+_LAYERS, _WIDTH, _TOKENS, _ROWS = 6, 384, 25, 32
+"""Of the encoder, of a text of SST-2's dev on average, and of a batch."""
+
+
+def _bytes(rate: float) -> list[str]:
+    """What six layers of 384 have to read and write for a text, and the least time for it.
+
+    Weights are ``12 h^2`` numbers a layer. Of a token a layer that fuses nothing writes and reads ``32 h`` numbers:
+    ``6 h`` for queries, keys and values, ``2 h`` for the context, ``4 h`` for each of two outputs with sum and norm,
+    ``16 h`` for the inner layer of ``4 h`` and its activation function.
+    """
+    weights = _LAYERS * 12 * _WIDTH**2
+    moved = 4 * _LAYERS * 32 * _WIDTH * _TOKENS
+    lines = [
+        f"| bytes, {_LAYERS} layers of {_WIDTH}, texts of {_TOKENS} tokens | MB a text, alone | least ms | "
+        f"MB a text, in a batch of {_ROWS} | least ms |",
+        "|---|---|---|---|---|",
+    ]
+    for name, size in (("weights, int8", weights), ("weights, float32", 4 * weights)):
+        cells = [size, size / _ROWS]
+        lines.append(
+            f"| {name} | " + " | ".join(f"{1e-6 * each:.1f} | {1000 * each / rate:.3f}" for each in cells) + " |"
+        )
+    lines.append(
+        "| activations, float32 | " + " | ".join([f"{1e-6 * moved:.1f} | {1000 * moved / rate:.3f}"] * 2) + " |"
+    )
+    return lines
 
 
 def batch_sizes(result: Result) -> str:
