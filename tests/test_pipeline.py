@@ -15,10 +15,13 @@ import pytest
 import offramp
 from offramp import Prediction
 from offramp.calibration.points import OperatingPoint
+from offramp.choosing import Chooser
 from offramp.criteria import make
 from offramp.engine.reference import reference
 from offramp.errors import DataError, KnobError, RunError
 from offramp.pipeline import Classifier
+from offramp.runtimes.base import InCompany
+from offramp.runtimes.fake import FakeRuntime
 from offramp.traces.replay import scores as scores_of
 
 LONG = "gem " * 100
@@ -628,6 +631,43 @@ def test_where_neighbours_matter_a_promise_is_about_a_batch_size(
     with pytest.raises(KnobError, match=r"runtime onnx, dtype int8, batch size 1, and this is .*batch size 32") as said:
         classifier.setting(max_risk=0.01)
     assert "--runtime onnx --dtype int8 --batch-size 32` makes one for here" in str(said.value)
+
+
+@pytest.mark.parametrize(
+    ("measured", "words"),
+    [
+        (None, "how much was not measured"),
+        (InCompany(0.3, labels=0.9996, exits=0.97), "99.9 % of labels at the worst exit and 97.0 % of exits agree wi"),
+        (InCompany(0.3, labels=1.0), "100.0 % of labels at the worst exit agree with batch size 1, as"),
+        (InCompany(0.25), "a number differs by up to 0.25 from that at batch size 1, as the export measured in batc"),
+        (InCompany(0.25, exits=0.5), "a number differs by up to 0.25 from that at batch size 1 and 50.0 % of exits"),
+    ],
+)
+def test_how_much_neighbours_matter_in_words(
+    classifier: Classifier, caplog: pytest.LogCaptureFixture, measured: InCompany | None, words: str
+) -> None:
+    info = replace(FakeRuntime().info, batch_invariant=False, in_company=measured)
+    with caplog.at_level(logging.WARNING):
+        Chooser(classifier.run, [], info, 1).warn_of_neighbours()
+        Chooser(classifier.run, [], replace(info, batch_invariant=True), 32).warn_of_neighbours()
+        assert not caplog.records
+        chooser = Chooser(classifier.run, [], info, 32)
+        for _ in range(2):
+            chooser.warn_of_neighbours()
+    [said] = [record.getMessage() for record in caplog.records]
+    assert f"share a batch ({words}" in said
+    assert said.endswith("--data DATA --max-risk 0.01 --runtime fake --dtype float32 --batch-size 32`")
+
+
+@pytest.mark.parametrize(("dtype", "batch_size", "told"), [("bfloat16", 32, 1), ("bfloat16", 1, 0), ("float32", 32, 0)])
+def test_load_says_that_neighbours_matter(
+    trained: Path, caplog: pytest.LogCaptureFixture, dtype: str, batch_size: int, told: int
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        offramp.load(trained, device="cpu", dtype=dtype, batch_size=batch_size)
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == told * [
+        "on runtime torch in bfloat16 answers depend a little on which texts share a batch (how much was not measured)"
+    ]
 
 
 def test_a_promise_that_is_less_sure_is_not_taken(calibrated: Callable[..., Classifier]) -> None:

@@ -17,6 +17,7 @@ from offramp.errors import KnobError, OfframpError, RunError
 from offramp.recipes import load_recipe
 from offramp.run import Run, weights_hash
 from offramp.runtimes import RuntimeInfo
+from offramp.runtimes.base import InCompany
 from offramp.settings import is_number
 from offramp.traces.store import load_trace
 from offramp.traces.trace import Trace
@@ -114,6 +115,18 @@ class Chooser:
         if speedup is not None:
             return self._as_fast(speedup, cap)
         return self._with_knobs(knobs or {} if threshold is None else {"threshold": threshold}, cap)
+
+    def warn_of_neighbours(self) -> None:
+        """Say so where texts that share a batch change one another's answers, and how much where that was measured."""
+        info = self.info
+        if info.batch_invariant or self.batch_size == 1:
+            return
+        command = f"offramp calibrate {self.run.folder} --data DATA --max-risk 0.01{self._on_what_serves()}"
+        self._warn_once(
+            "neighbours",
+            f"on runtime {info.name} in {info.dtype} answers depend a little on which texts share a batch "
+            f"({_beside_alone(info.in_company)}): calibrate thresholds with the batch size that serves, `{command}`",
+        )
 
     def _with_knobs(self, given: Mapping[str, float], cap: Mapping[str, float]) -> Setting:
         """The default operating point, or its criterion with other knobs."""
@@ -397,6 +410,23 @@ class Chooser:
         if about not in self._warned:
             self._warned.add(about)
             logger.warning("%s", message)
+
+
+def _beside_alone(measured: InCompany | None) -> str:
+    """How much texts in a batch are answered otherwise than alone, in words."""
+    if measured is None:
+        return "how much was not measured"
+    shares = {"labels at the worst exit": measured.labels, "exits": measured.exits}
+    alike = [f"{_at_least(share)} of {name}" for name, share in shares.items() if share is not None]
+    said = [f"{' and '.join(alike)} agree with batch size 1"] if alike else []
+    if measured.labels is None:  # answers are numbers
+        said.insert(0, f"a number differs by up to {measured.difference:.2g} from that at batch size 1")
+    return f"{' and '.join(said)}, as the export measured in batches of 32"
+
+
+def _at_least(share: float) -> str:
+    """0.9996 -> ``99.9 %``: rounded down, so that agreement is never said greater than it is."""
+    return f"{math.floor(round(1000 * share, 6)) / 10:.1f} %"
 
 
 def _is_sure(promise: Mapping[str, Any], confidence: float) -> bool:

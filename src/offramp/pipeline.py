@@ -51,6 +51,8 @@ def load(
 ) -> Classifier:
     """Load a run folder.
 
+    A warning says so where texts that share a batch change one another's answers, as far as the export measured it.
+
     Args:
         folder: what ``offramp train`` wrote.
         runtime: ``torch``, ``onnx``, ``openvino``; None: the fastest that the folder holds (``offramp export``) and
@@ -86,7 +88,9 @@ def load(
         run.folder, runtime, device=device, dtype=dtype, threads=threads, lanes=lanes, compile=compile,
         attention=attention,
     )  # fmt: skip
-    return Classifier(run, opened, batch_size=batch_size, lanes=lanes, monitor=monitor)
+    classifier = Classifier(run, opened, batch_size=batch_size, lanes=lanes, monitor=monitor)
+    classifier._chooser.warn_of_neighbours()
+    return classifier
 
 
 class Classifier:

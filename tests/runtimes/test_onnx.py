@@ -29,8 +29,9 @@ from offramp.errors import KnobError, MissingExtraError, RunError
 from offramp.inputs.batching import pad
 from offramp.pipeline import Classifier
 from offramp.run import Run
-from offramp.runtimes import check_installed, cpu, open_runtime
+from offramp.runtimes import check_installed, cpu, exported, open_runtime
 from offramp.runtimes.cpu import check_threads, cores, has_int8_instructions
+from offramp.runtimes.export.graph import OUT
 from offramp.runtimes.export.onnx import export_onnx
 from offramp.runtimes.manifest import FORMAT, read_manifest
 from offramp.runtimes.onnx import OnnxRuntime, _at_least
@@ -315,6 +316,141 @@ def test_a_damaged_manifest(copy: Path, content: str) -> None:
     (variant(copy) / "manifest.json").write_text(content)
     with pytest.raises(RunError, match=r"manifest\.json is damaged .*run `offramp export` again"):
         load(copy)
+
+
+@pytest.fixture
+def rewrite(copy: Path) -> Callable[[Callable[[Any], object]], Path]:
+    """Changes the manifest of int8, well-formed as it stays; the run."""
+
+    def change(damage: Callable[[Any], object]) -> Path:
+        path = variant(copy) / "manifest.json"
+        said = json.loads(path.read_text())
+        damage(said)
+        path.write_text(json.dumps(said))
+        return copy
+
+    return change
+
+
+WRONG: list[tuple[Callable[[Any], object], str]] = [
+    (lambda said: said.update(format="2"), "format cannot be '2'"),
+    (lambda said: said.update(format=True), "format cannot be True"),
+    (lambda said: said.update(format=0), "format cannot be 0"),
+    (lambda said: said.update(format=1.5), "format cannot be 1.5"),
+    (lambda said: said.update(dtype="int4"), "dtype cannot be 'int4'"),
+    (lambda said: said.update(problem_type="tagging"), "problem_type cannot be 'tagging'"),
+    (lambda said: said.update(problem_type=[]), r"problem_type cannot be \[\]"),
+    (lambda said: said.update(num_outputs=0), "num_outputs cannot be 0"),
+    (lambda said: said.update(num_outputs="3"), "num_outputs cannot be '3'"),
+    (lambda said: said.update(num_outputs=True), "num_outputs cannot be True"),
+    (lambda said: said.update(batch_invariant="false"), "batch_invariant cannot be 'false'"),
+    (lambda said: said.update(remembers=True), "stage 0 lacks a graph of its exit"),
+    (lambda said: said.update(full_layers=7), "full_layers is 7, and the last stage ends at layer 3"),
+    (lambda said: said.update(left_out="all"), "left_out cannot be"),
+    (lambda said: said.update(length_step=0), "length_step cannot be 0"),
+    (lambda said: said["tokenizer"].update(max_length="long"), "tokenizer cannot be"),
+    (lambda said: said["cost"].update(call=float("nan")), "cost cannot be"),
+    (lambda said: said["extras"].update(gate=0), "the exit of stage 0 does not give extras.gate"),
+    (lambda said: said["extras"].update(distances="3"), "extras cannot be"),
+    (lambda said: said.update(check=[]), r"check cannot be \[\]"),
+    (lambda said: said["check"].update(batch_1=1), "TypeError"),
+    (lambda said: said["check"].update(bfloat16={"batch_1": {}}), "KeyError"),
+    (lambda said: said["stages"][0].update(layers="one"), "layers of stage 0 cannot be 'one'"),
+    (lambda said: said["stages"][0].update(first_layer=0.0), "first_layer of stage 0 cannot be 0.0"),
+    (lambda said: said["stages"][2].update(last_layer=True), "last_layer of stage 2 cannot be True"),
+    (lambda said: said["stages"][0].update(first_layer=5), "stage 0 cannot run layers 5 to 1, 1 executed in all"),
+    (lambda said: said["stages"][1].update(layers=1), "stage 1 cannot run layers 1 to 2, 1 executed in all"),
+    (lambda said: said["stages"].reverse(), "stage 0 cannot run layers 2 to 3"),
+    (lambda said: said["stages"].pop(1), "stage 1 cannot run layers 2 to 3, 3 executed in all, where it begins at 1"),
+    (lambda said: said["stages"].append(said["stages"][-1]), "stage 2 cannot|does not give|stage 3 cannot run"),
+    (lambda said: said["stages"][1].update(starts_from="there"), "starts_from of stage 1 cannot be 'there'"),
+    (lambda said: said["stages"][1].update(starts_from="inputs"), "stage 1 cannot run layers 1 to 2"),
+    (lambda said: said["stages"][1].update(exit_graph=said["stages"][0]["layers_graph"]), "stage 1 has a graph of its"),
+    (lambda said: said["stages"][0]["layers_graph"].update(inputs="tokens"), "inputs and outputs of a graph are lists"),
+    (lambda said: said["stages"][0]["layers_graph"].update(file=5), "names of a graph are texts"),
+    (lambda said: said["stages"][0]["layers_graph"]["inputs"].remove("tokens"), "of stage 0 does not read tokens"),
+    (lambda said: said["stages"][2]["layers_graph"]["outputs"].remove("logits"), "of stage 2 does not give logits"),
+]
+
+
+@pytest.mark.parametrize(("damage", "fault"), WRONG)
+def test_a_manifest_that_is_well_formed_and_wrong(
+    rewrite: Callable[..., Path], damage: Callable[[Any], object], fault: str
+) -> None:
+    with pytest.raises(RunError, match=rf"manifest\.json is damaged \(.*({fault}).*\): run `offramp export` again$"):
+        load(rewrite(damage))
+
+
+@pytest.mark.parametrize("wrong", [{"runtime": "openvino"}, {"dtype": "float32"}])
+def test_a_manifest_of_another_export(rewrite: Callable[..., Path], wrong: dict[str, str]) -> None:
+    folder = rewrite(lambda said: said.update(wrong))
+    with pytest.raises(RunError, match=r"manifest\.json is of an export for .* which does not belong there: run `off"):
+        load(folder)
+
+
+def exchange_first(names: list[str]) -> None:
+    names[:2] = names[1::-1]
+
+
+NAMES: list[tuple[Callable[[Any], object], str]] = [
+    (lambda graph: graph["outputs"].remove("hidden"), "gives"),
+    (lambda graph: graph["outputs"].append("memory.more"), "gives"),
+    (lambda graph: exchange_first(graph["outputs"]), "gives"),
+    (lambda graph: graph["inputs"].remove("lengths"), "reads"),
+    (lambda graph: graph["inputs"].append("memory.more"), "reads"),
+]
+
+
+@pytest.mark.parametrize(("damage", "verb"), NAMES)
+@pytest.mark.parametrize("place", [0, 1])
+def test_names_that_are_not_the_graphs(
+    rewrite: Callable[..., Path], place: int, damage: Callable[[Any], object], verb: str
+) -> None:
+    folder = rewrite(lambda said: damage(said["stages"][place]["layers_graph"]))
+    fault = rf"it says that stage-{place}\.onnx {verb} .*, which in fact {verb} "
+    with pytest.raises(RunError, match=rf"manifest\.json is damaged \({fault}.*\): run `offramp export` again$"):
+        load(folder)(TEXTS, full_depth=True)
+
+
+def test_names_that_are_not_the_single_graphs(rewrite: Callable[..., Path]) -> None:
+    folder = rewrite(lambda said: said["single"]["graph"]["outputs"].remove("exit"))
+    with pytest.raises(RunError, match=r"that single\.onnx gives out\.logits, which in fact gives out\.logits, out"):
+        load(folder)(TEXTS[0])
+
+
+def test_the_prefix_of_outputs_is_the_exports() -> None:
+    assert exported._OUT == OUT
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_neighbours_that_change_nothing_are_not_spoken_of(
+    run: Path, caplog: pytest.LogCaptureFixture, dtype: str
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert load(run, dtype=dtype).runtime.info.batch_invariant
+    assert not caplog.records
+
+
+def test_neighbours_that_matter_are_told_once(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = export_onnx(copy, int8="dynamic", exits="all", threads=1)
+    measured = made.info.in_company
+    assert measured is not None
+    assert (measured.labels, measured.exits) == (min(made.check["batch_1"]["labels"]), made.check["batch_1"]["exits"])
+    with caplog.at_level(logging.WARNING):
+        load(copy, batch_size=1)
+        assert not caplog.records
+        classifier = load(copy, batch_size=16)
+        told = [record.getMessage() for record in caplog.records]
+        classifier(TEXTS[:2], full_depth=True)
+    assert [record.getMessage() for record in caplog.records] == told
+    [said] = told
+    assert said.startswith("on runtime onnx in int8 answers depend a little on which texts share a batch (")
+    labels, exits = (f"{np.floor(round(1000 * share, 6)) / 10:.1f} %" for share in (measured.labels, measured.exits))
+    assert f"({labels} of labels at the worst exit and {exits} of exits agree with batch size 1, as the exp" in said
+    assert said.endswith(
+        f"calibrate thresholds with the batch size that serves, `offramp calibrate {copy} --data DATA --max-risk 0.01 "
+        "--runtime onnx --dtype int8 --batch-size 16`"
+    )
 
 
 def test_a_manifest_that_does_not_know_the_cost(copy: Path) -> None:

@@ -28,10 +28,11 @@ from offramp.inputs.packing import keep, trim
 from offramp.pipeline import Classifier
 from offramp.runtimes import check_installed, cpu, open_runtime
 from offramp.runtimes import openvino as module
+from offramp.runtimes.base import InCompany
 from offramp.runtimes.export.onnx import export_onnx
 from offramp.runtimes.export.openvino import compressed, export_openvino, quantised
 from offramp.runtimes.manifest import FORMAT, read_manifest
-from offramp.runtimes.openvino import OpenvinoRuntime, _padded, core, has_bfloat16, padded_rows, settings
+from offramp.runtimes.openvino import KERNELS, OpenvinoRuntime, _padded, core, has_bfloat16, padded_rows, settings
 from offramp.traces.replay import replay
 
 TEXTS = ["a lovely gem of a film", "the dull town", "gem " * 60, "weird, crooked people and their music", "a"]
@@ -195,6 +196,18 @@ def test_bfloat16_runs_the_float32_graphs(run: Path, texts: list[str]) -> None:
     assert set(check["bfloat16"]["batch_1"]) == {"largest_difference", "labels", "exits"}
 
 
+@pytest.mark.skipif(not has_bfloat16(), reason="this CPU has no bfloat16")
+def test_bfloat16_says_how_much_neighbours_matter(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        measured = load(run, dtype="bfloat16").runtime.info.in_company
+    alone = read_manifest(variant(run, "float32")).check["bfloat16"]["batch_1"]
+    assert measured == InCompany(alone["largest_difference"], min(alone["labels"]), alone["exits"])
+    [said] = [record.getMessage() for record in caplog.records]
+    assert said.startswith("on runtime openvino in bfloat16 answers depend a little on which texts share a batch (")
+    assert "agree with batch size 1, as the export measured in batches of 32" in said
+    assert said.endswith("--max-risk 0.01 --runtime openvino --dtype bfloat16 --batch-size 32`")
+
+
 def test_bfloat16_on_a_cpu_without_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "has_bfloat16", lambda: False)
     with pytest.raises(KnobError, match="this CPU has no instructions for bfloat16: take int8 or float32"):
@@ -202,6 +215,29 @@ def test_bfloat16_on_a_cpu_without_it(run: Path, monkeypatch: pytest.MonkeyPatch
 
 
 # Shapes
+
+
+def test_kernels_that_are_thrown_away_change_no_answer(run: Path, texts: list[str]) -> None:
+    """One that is wanted again is made again."""
+    expected = load(run)(texts)
+    core().set_property("CPU", {"CPU_RUNTIME_CACHE_CAPACITY": 1})
+    try:
+        found = load(run)(texts)
+    finally:
+        core().set_property("CPU", {"CPU_RUNTIME_CACHE_CAPACITY": KERNELS})
+    assert found == expected
+
+
+def test_a_plugin_that_does_not_bound_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refuses:
+        def get_property(self, *_: str) -> str:
+            return "a CPU"
+
+        def set_property(self, *_: object) -> None:
+            raise RuntimeError("Unsupported property")
+
+    monkeypatch.setattr(module.openvino, "Core", Refuses)
+    assert isinstance(core.__wrapped__(), Refuses)
 
 
 def test_rows_come_in_eighths() -> None:
@@ -330,6 +366,26 @@ def test_a_newer_format(copy: Path) -> None:
     path = variant(copy) / "manifest.json"
     path.write_text(path.read_text().replace(f'"format": {FORMAT}', f'"format": {FORMAT + 1}'))
     with pytest.raises(RunError, match=f"has export format {FORMAT + 1} and this offramp reads up to {FORMAT}"):
+        load(copy)
+
+
+@pytest.mark.parametrize(
+    ("damage", "verb"),
+    [
+        (lambda graph: graph["outputs"].remove("hidden"), "gives"),
+        (lambda graph: graph["outputs"].append("memory.more"), "gives"),
+        (lambda graph: graph["inputs"].remove("lengths"), "reads"),
+        (lambda graph: graph["inputs"].reverse(), "reads"),
+    ],
+)
+def test_names_that_are_not_the_graphs(copy: Path, damage: Callable[[Any], object], verb: str) -> None:
+    path = variant(copy) / "manifest.json"
+    said = json.loads(path.read_text())
+    damage(said["stages"][1]["layers_graph"])
+    path.write_text(json.dumps(said))
+    with pytest.raises(
+        RunError, match=rf"manifest\.json is damaged \(it says that stage-1\.xml {verb} .*`offramp export` again$"
+    ):
         load(copy)
 
 

@@ -10,7 +10,9 @@ from typing import Protocol, runtime_checkable
 
 from offramp.types import Array, Batch, ExitOutput, ProblemType, Stage
 
-__all__ = ["Defers", "Memory", "Pads", "RunsSingle", "Runtime", "RuntimeInfo", "SharesThreads", "StageCost"]
+__all__ = [
+    "Defers", "InCompany", "Memory", "Pads", "RunsSingle", "Runtime", "RuntimeInfo", "SharesThreads", "StageCost",
+]  # fmt: skip
 
 Memory = Mapping[str, Array]
 """What heads remember of each unit between exits: name -> array whose first axis is the unit."""
@@ -31,6 +33,18 @@ class StageCost:
 
 
 @dataclass(frozen=True)
+class InCompany:
+    """How texts in a batch are answered beside the same texts alone, as it was measured where neighbours matter."""
+
+    difference: float
+    """Largest, of a logit."""
+    labels: float | None = None
+    """Share of labels alike, at the exit where fewest are; None: answers are numbers."""
+    exits: float | None = None
+    """Share of texts that leave at the same exit; None: there was no operating point."""
+
+
+@dataclass(frozen=True)
 class RuntimeInfo:
     """What a runtime declares about itself; the contract tests measure the claims."""
 
@@ -42,6 +56,8 @@ class RuntimeInfo:
     dtype: str = "float32"
     batch_invariant: bool = True
     """A text's answer does not depend on its neighbours in the batch."""
+    in_company: InCompany | None = None
+    """How much it depends on them; None: nobody measured."""
     extras: Mapping[str, int] = field(default_factory=dict)
     """Named extras every early exit gives -> their width (0: one number a unit)."""
     remembers: bool = False

@@ -7,7 +7,7 @@ hidden states until ``exit`` asks for them, or until nobody holds the array any 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,13 @@ import numpy as np
 
 from offramp.errors import RunError
 from offramp.runtimes.base import Memory
-from offramp.runtimes.manifest import Graph, read_manifest
+from offramp.runtimes.manifest import FILE, Graph, read_manifest
 from offramp.types import Array, Batch, ExitOutput
 
-__all__ = ["Said", "feeds", "output_of", "tokens_of", "variant"]
+__all__ = ["Said", "check_names", "feeds", "output_of", "tokens_of", "variant"]
+
+_OUT = "out."
+"""Before the names of a graph's outputs: ``OUT`` of ``export/graph.py``, which cannot be imported without torch."""
 
 
 def variant(folder: str | Path, runtime: str, dtype: str, *, weights: str, flags: str = "") -> Path:
@@ -38,9 +41,36 @@ def variant(folder: str | Path, runtime: str, dtype: str, *, weights: str, flags
     if not found.is_dir():
         more = f" {flags}" if flags else ""
         raise RunError(f"{folder} has no {dtype} export: run `offramp export {folder} --runtime {runtime}{more}`")
-    if read_manifest(found).weights != weights:
+    manifest = read_manifest(found)
+    if (manifest.runtime, manifest.dtype) != (runtime, dtype):
+        raise RunError(
+            f"{found / FILE} is of an export for {manifest.runtime} in {manifest.dtype}, which does not belong there: "
+            "run `offramp export` again"
+        )
+    if manifest.weights != weights:
         raise RunError(f"{found} was made of other weights than {folder} holds now: run `offramp export` again")
     return found
+
+
+def check_names(path: Path, graph: Graph, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Compare what the manifest says that a graph reads and gives with the graph's own names.
+
+    Args:
+        path: of the graph.
+        graph: as the manifest has it.
+        inputs: the graph's own names, in its order.
+        outputs: likewise.
+
+    Raises:
+        RunError: they differ.
+    """
+    given = [f"{_OUT}{name}" for name in graph.outputs]
+    for what, said, own in (("reads", list(graph.inputs), list(inputs)), ("gives", given, list(outputs))):
+        if said != own:
+            raise RunError(
+                f"{path.parent / FILE} is damaged (it says that {path.name} {what} {', '.join(said)}, which in fact "
+                f"{what} {', '.join(own)}): run `offramp export` again"
+            )
 
 
 def tokens_of(inputs: Mapping[str, Array]) -> tuple[Array, Batch]:

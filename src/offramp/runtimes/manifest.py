@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from offramp.errors import RunError
-from offramp.runtimes.base import RuntimeInfo, StageCost
-from offramp.types import ProblemType, Stage
+from offramp.runtimes.base import InCompany, RuntimeInfo, StageCost
+from offramp.types import PROBLEM_TYPES, ProblemType, Stage
 
 __all__ = [
     "EXIT", "FILE", "FORMAT", "LAST", "THRESHOLD", "Graph", "Manifest", "Single", "StageEntry", "check_files",
-    "read_manifest",
+    "in_company", "read_manifest",
 ]  # fmt: skip
 
 FORMAT = 1
@@ -130,6 +131,7 @@ class Manifest:
             num_outputs=self.num_outputs,
             dtype=self.dtype,
             batch_invariant=self.batch_invariant,
+            in_company=in_company(self.check),
             extras=dict(self.extras),
             remembers=self.remembers,
             full_layers=self.full_layers,
@@ -142,11 +144,23 @@ class Manifest:
         return json.dumps({"format": FORMAT} | asdict(self), indent=2, ensure_ascii=False) + "\n"
 
 
+def in_company(check: Mapping[str, Any]) -> InCompany | None:
+    """What an export measured of batches beside texts alone, of ``Manifest.check`` or a part of it; None: nothing."""
+    found = check.get("batch_1")
+    if found is None:
+        return None
+    return InCompany(
+        difference=float(found["largest_difference"]),
+        labels=min(map(float, found["labels"])) if "labels" in found else None,
+        exits=float(found["exits"]) if "exits" in found else None,
+    )
+
+
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of an exported variant.
 
     Raises:
-        RunError: there is none, it is damaged, or a newer offramp wrote it.
+        RunError: there is none, it is damaged or says what cannot be, or a newer offramp wrote it.
     """
     path = folder / FILE
     if not path.is_file():
@@ -154,14 +168,18 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         number = value["format"]
-        if isinstance(number, int) and number > FORMAT:
+        if _is_whole(number) and number > FORMAT:
             raise RunError(
                 f"{path} has export format {number} and this offramp reads up to {FORMAT}: "
                 "upgrade with pip install -U offramp"
             )
-        return _manifest(value)
+        manifest = _manifest(value)
+        fault = next(_faults(number, manifest), None)
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path} is damaged ({error!r}): run `offramp export` again") from None
+    if fault is not None:
+        raise RunError(f"{path} is damaged ({fault}): run `offramp export` again")
+    return manifest
 
 
 def _manifest(value: dict[str, Any]) -> Manifest:
@@ -189,7 +207,89 @@ def _stage(value: dict[str, Any]) -> StageEntry:
 
 
 def _graph(value: dict[str, Any]) -> Graph:
-    return Graph(**(value | {"inputs": tuple(value["inputs"]), "outputs": tuple(value["outputs"])}))
+    if not all(isinstance(value[name], list) for name in ("inputs", "outputs")):
+        raise TypeError("inputs and outputs of a graph are lists of names")
+    graph = Graph(**(value | {"inputs": tuple(value["inputs"]), "outputs": tuple(value["outputs"])}))
+    texts = (graph.file, graph.sha256, graph.weights, graph.weights_sha256, *graph.inputs, *graph.outputs)
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("names of a graph are texts")
+    return graph
+
+
+def _faults(number: object, manifest: Manifest) -> Iterator[str]:
+    """What is well-formed and cannot be."""
+    for name, well in _plain(manifest).items():
+        if not well:
+            yield f"{name} cannot be {getattr(manifest, name)!r}"
+    if not _is_whole(number, least=1):
+        yield f"format cannot be {number!r}"
+    yield from _faults_of_stages(manifest)
+    full = manifest.full_layers
+    if full is not None and full != manifest.stages[-1].last_layer:
+        yield f"full_layers is {full}, and the last stage ends at layer {manifest.stages[-1].last_layer}"
+    for check in (manifest.check, manifest.check.get("bfloat16", {})):
+        in_company(check)  # raises where it is not as it was written
+
+
+def _plain(manifest: Manifest) -> dict[str, bool]:
+    """Name -> whether that part of a manifest is what it may be, whatever the others are."""
+    cost, tokenizer = manifest.cost, manifest.tokenizer
+    return {
+        "runtime": isinstance(manifest.runtime, str),
+        "dtype": manifest.dtype in ("float32", "int8"),
+        "weights": isinstance(manifest.weights, str),
+        "problem_type": manifest.problem_type in PROBLEM_TYPES,
+        "num_outputs": _is_whole(manifest.num_outputs, least=1),
+        "batch_invariant": isinstance(manifest.batch_invariant, bool),
+        "quantisation": manifest.quantisation is None or isinstance(manifest.quantisation, str),
+        "extras": isinstance(manifest.extras, dict) and all(map(_is_whole, manifest.extras.values())),
+        "remembers": isinstance(manifest.remembers, bool),
+        "full_layers": manifest.full_layers is None or _is_whole(manifest.full_layers, least=1),
+        "left_out": all(_is_whole(layer, least=1) for layer in manifest.left_out),
+        "tokenizer": isinstance(tokenizer, dict) and _is_whole(tokenizer.get("max_length", 1), least=1),
+        "length_step": _is_whole(manifest.length_step, least=1),
+        "cost": cost is None or all(0 <= seconds < math.inf for seconds in (cost.call, cost.token)),
+        "check": isinstance(manifest.check, dict),
+    }
+
+
+def _faults_of_stages(manifest: Manifest) -> Iterator[str]:
+    """Where a stage does not follow on those before it; one that starts from the inputs is a model of its own."""
+    reached = executed = 0
+    for index, stage in enumerate(manifest.stages):
+        if stage.starts_from not in ("hidden", "inputs"):
+            yield f"starts_from of stage {index} cannot be {stage.starts_from!r}"
+        for name in ("first_layer", "last_layer", "layers"):
+            if not _is_whole(getattr(stage, name)):
+                yield f"{name} of stage {index} cannot be {getattr(stage, name)!r}"
+                return
+        first = 0 if stage.starts_from == "inputs" else reached
+        executed += stage.last_layer - first
+        if (stage.first_layer, stage.layers) != (first, executed) or stage.last_layer <= first:
+            yield (
+                f"stage {index} cannot run layers {stage.first_layer} to {stage.last_layer}, {stage.layers} executed "
+                f"in all, where it begins at {first}"
+            )
+        reached = stage.last_layer
+        yield from _faults_of_graphs(manifest, index, stage)
+
+
+def _faults_of_graphs(manifest: Manifest, index: int, stage: StageEntry) -> Iterator[str]:
+    """Where its graphs do not read what comes before it, or do not give what the manifest says of every exit."""
+    start = "tokens" if index == 0 or stage.starts_from == "inputs" else "hidden"
+    if start not in stage.layers_graph.inputs:
+        yield f"the graph of stage {index} does not read {start}"
+    if manifest.remembers != (stage.exit_graph is not None):
+        yield f"stage {index} {'lacks' if manifest.remembers else 'has'} a graph of its exit"
+    last = index == len(manifest.stages) - 1
+    said = ["logits", *(() if last else (f"extras.{name}" for name in manifest.extras))]
+    for name in said:
+        if name not in (stage.exit_graph or stage.layers_graph).outputs:
+            yield f"the exit of stage {index} does not give {name}"
+
+
+def _is_whole(value: object, least: int = 0) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def check_files(folder: Path, graph: Graph) -> Path:

@@ -18,7 +18,7 @@ import onnxruntime
 from offramp.errors import RunError
 from offramp.runtimes.base import Memory, RuntimeInfo
 from offramp.runtimes.cpu import check_lanes, check_threads, warn_of_slow_int8
-from offramp.runtimes.exported import Said, feeds, output_of, tokens_of, variant
+from offramp.runtimes.exported import Said, check_names, feeds, output_of, tokens_of, variant
 from offramp.runtimes.manifest import EXIT, LAST, THRESHOLD, Graph, Manifest, check_files, read_manifest
 from offramp.types import Array, Batch, ExitOutput, Stage
 
@@ -88,7 +88,7 @@ class OnnxRuntime:
     def run(self, stage: Stage, hidden: Array, batch: Batch, active: Array | None = None) -> Array:
         """The layers of one stage, and its exit with them; after the last, hidden states of width 0."""
         opened = self._layers[stage.index]
-        said = self._call(opened, feeds(opened.graph, hidden, batch, {}))
+        said = self._call(opened, hidden, batch, {})
         after = said.pop("hidden", None)
         if after is None:
             after = np.zeros((*batch.tokens.shape, 0), dtype=np.float32)
@@ -105,19 +105,22 @@ class OnnxRuntime:
         opened = self._exits[stage.index]
         if opened is None:
             return output_of(self._said.of(hidden))[0], memory
-        return output_of(self._call(opened, feeds(opened.graph, hidden, batch, memory)))
+        return output_of(self._call(opened, hidden, batch, memory))
 
     def run_single(self, inputs: Mapping[str, Array], threshold: float, last: int) -> tuple[Array, int]:
         """One text through the stages in one call; see ``runtimes.base.RunsSingle``."""
         assert self._single is not None
         hidden, batch = tokens_of(inputs)
         more = {THRESHOLD: _at_least(threshold), LAST: np.asarray(last, dtype=np.int64)}
-        given = feeds(self._single.graph, hidden, batch, {}, more=more)
-        said = self._call(self._single, given)
+        said = self._call(self._single, hidden, batch, {}, more=more)
         return said["logits"], int(said[EXIT][0])
 
-    def _call(self, opened: _Opened, given: Mapping[str, Array]) -> dict[str, npt.NDArray[Any]]:
-        return dict(zip(opened.graph.outputs, opened.session.run(None, given), strict=True))
+    def _call(
+        self, opened: _Opened, hidden: Array, batch: Batch, memory: Memory, *, more: Mapping[str, Array] | None = None
+    ) -> dict[str, npt.NDArray[Any]]:
+        session = opened.session  # first: opening it makes sure of the names, by which arrays are given
+        given = feeds(opened.graph, hidden, batch, memory, more=more)
+        return dict(zip(opened.graph.outputs, session.run(None, given), strict=True))
 
 
 def _at_least(threshold: float) -> npt.NDArray[np.float32]:
@@ -150,7 +153,7 @@ class _Opened:
         """The session.
 
         Raises:
-            RunError: ONNX Runtime cannot load the graph.
+            RunError: ONNX Runtime cannot load the graph, or it is not what the manifest says.
         """
         with self._lock:
             if self._session is None:
@@ -159,13 +162,16 @@ class _Opened:
 
     def _open(self) -> Any:
         try:
-            return open_session(self._path.read_bytes(), threads=self._threads, rests=self._rests)
+            session = open_session(self._path.read_bytes(), threads=self._threads, rests=self._rests)
         except Exception as error:  # onnxruntime's errors share no class but this one
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise RunError(
                 f"onnxruntime {onnxruntime.__version__} cannot load {self._path} ({reason}): "
                 "run `offramp export` again with this version"
             ) from error
+        names = [[each.name for each in ports] for ports in (session.get_inputs(), session.get_outputs())]
+        check_names(self._path, self.graph, *names)
+        return session
 
 
 def open_session(graph: bytes, *, threads: int, rests: bool = True) -> Any:

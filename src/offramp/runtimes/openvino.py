@@ -5,8 +5,8 @@ Hidden states between stages are numpy arrays, and before the first stage the to
 **Shapes.** OpenVINO makes its kernels for the shapes it is given, at the first sight of each: some milliseconds a
 stage. So rows and lengths come in steps (``padded_rows``; the manifest's ``length_step``), padded on the way in and cut
 on the way out; a text is then computed at up to a step more tokens than it has, and a batch of more than 8 rows with up
-to an eighth more rows. What it makes it keeps; a batch of a shape other than the last one's costs it a little (a tenth
-of a millisecond a stage), which only single texts notice.
+to an eighth more rows. What it makes it keeps, up to ``KERNELS`` of each sort; a batch of a shape other than the last
+one's costs it a little (a tenth of a millisecond a stage), which only single texts notice.
 
 **Neighbours.** Sums of a softmax are the only ones whose order depends on the width of a batch. The graphs pad keys and
 values to whole vectors (``export/graph.py``, ``blocks``), or, for families where that cannot be done, texts are padded
@@ -16,6 +16,7 @@ to whole vectors here: then a text's answer is the same to the last bit in any c
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -28,8 +29,8 @@ import numpy.typing as npt
 from offramp.errors import KnobError, RunError
 from offramp.runtimes.base import Memory, RuntimeInfo
 from offramp.runtimes.cpu import check_lanes, check_threads, warn_of_slow_int8
-from offramp.runtimes.exported import Said, feeds, output_of, tokens_of, variant
-from offramp.runtimes.manifest import Graph, Manifest, check_files, read_manifest
+from offramp.runtimes.exported import Said, check_names, feeds, output_of, tokens_of, variant
+from offramp.runtimes.manifest import Graph, Manifest, check_files, in_company, read_manifest
 from offramp.runtimes.silence import without_telemetry
 from offramp.types import Array, Batch, ExitOutput, Stage
 
@@ -43,6 +44,9 @@ FOLDERS: Mapping[str, str] = {"int8": "int8", "float32": "float32", "bfloat16": 
 
 GROUP = 128
 """Numbers of a token that share a scale, where each token has scales of its own."""
+
+KERNELS = 128
+"""Of each sort, that a compiled graph keeps: by itself the plugin keeps thousands, some for every shape it ever saw."""
 
 _HIDDEN = 3
 """Axes of hidden states."""
@@ -96,7 +100,8 @@ class OpenvinoRuntime:
         if dtype == "bfloat16":
             if not has_bfloat16():
                 raise KnobError("this CPU has no instructions for bfloat16: take int8 or float32")
-            self._info = replace(self._info, dtype=dtype, batch_invariant=False)
+            measured = in_company(self.manifest.check.get("bfloat16", {}))
+            self._info = replace(self._info, dtype=dtype, batch_invariant=False, in_company=measured)
         self._layers = [self._load(folder, stage.layers_graph) for stage in self.manifest.stages]
         self._exits = [
             None if stage.exit_graph is None else self._load(folder, stage.exit_graph) for stage in self.manifest.stages
@@ -211,7 +216,7 @@ class OpenvinoRuntime:
                 f"openvino {openvino.get_version()} cannot load {path} ({reason}): "
                 "run `offramp export` again with this version"
             ) from error
-        assert names == [list(graph.inputs), ["out." + name for name in graph.outputs]], names
+        check_names(path, graph, *names)
         width = 0
         if "hidden" in graph.outputs:
             width = model.outputs[graph.outputs.index("hidden")].partial_shape[2].get_length()
@@ -244,7 +249,11 @@ def core() -> Any:
     destroyed. Two that are not destroyed in the reverse order leave a stack that is no memory any more, and the next
     signal, Ctrl-C for one, ends the process with a segmentation fault (seen with OpenVINO 2026.4).
     """
-    return openvino.Core()
+    made = openvino.Core()
+    made.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plugin: else it would refuse only when a graph is compiled
+    with suppress(RuntimeError):  # not among the properties that it lists: a newer one may not know it
+        made.set_property("CPU", {"CPU_RUNTIME_CACHE_CAPACITY": KERNELS})
+    return made
 
 
 def has_bfloat16() -> bool:
