@@ -91,6 +91,7 @@ def export_openvino(
     if int8 not in (None, *_KINDS):
         raise KnobError(f"for openvino int8 is made by {', '.join(_KINDS)}, not {int8!r}")
     threads = check_threads(threads)
+    # Without scores: they cost more inside these graphs than in numpy, and depend on neighbours there (research log).
     source = open_source(folder, exits, texts, scores=False)
     dtype = "float32" if int8 is None else "int8"
     with placed(source.run.folder / "openvino" / dtype) as staging:
