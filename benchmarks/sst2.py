@@ -2,7 +2,7 @@
 
     python benchmarks/sst2.py --model MINILM --data SST2 [--work runs]
     python benchmarks/sst2.py --model MINILM --data SST2 --train de3bert [--epochs N]      # the run folder alone
-    python benchmarks/sst2.py --model MINILM --data SST2 --pooling mean                    # all exits read the mean
+    python benchmarks/sst2.py --model MINILM --data SST2 --pooling mean                    # early exits read the mean
 
 Trains both with the same set-up (3 epochs, 67k rows; early exits weigh the tokens) unless their run folders are
 there already (an interrupted training goes on), records dev, compares criteria (knobs chosen on one half, scored on
@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -38,46 +36,19 @@ from offramp.training.data import load_examples
 from offramp.training.train import Plan, train
 from offramp.types import Pooling
 
-EPOCHS, SEED = 3, 42
+EPOCHS, LEARNING_RATE, HEAD_LEARNING_RATE, SEED = 3, 2e-5, 4e-4, 42
+POOLING: Pooling = "attention"
 RESULTS = Path(__file__).parent / "results"
 SPEEDUPS = (1.5, 2.0, 3.0)
 ROUNDS = 20
 
 
-@dataclass(frozen=True, kw_only=True)
-class SetUp:
-    """How both models are trained."""
-
-    name: str
-    """In the names of run folders and of the result; empty: the README's."""
-    pooling: Pooling
-    """Of early exits."""
-    last_exit: Literal["model", "head"] = "model"
-    learning_rate: float
-    head_learning_rate: float
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Of the recipe with exits."""
-
-    def called(self, name: str) -> str:
-        """The name with the set-up's."""
-        return "-".join(filter(None, (name, self.name)))
-
-
-SETUPS = {
-    "attention": SetUp(name="", pooling="attention", learning_rate=2e-5, head_learning_rate=4e-4),
-    # Every exit reads the mean, the last one too, and deep exits count more: docs/training.md says why.
-    "mean": SetUp(
-        name="mean", pooling="mean", last_exit="head", learning_rate=3e-5, head_learning_rate=6e-4,
-        settings={"objective.by": "depth"},
-    ),
-}  # fmt: skip
-"""What ``--pooling`` means."""
-
-
-def trained(recipe: str, model: str, data: str, work: Path, setup: SetUp, *, epochs: int = EPOCHS) -> Path:
+def trained(
+    recipe: str, model: str, data: str, work: Path, *, epochs: int = EPOCHS, pooling: Pooling = POOLING
+) -> Path:
     """The run folder of a recipe, trained now where it is not there."""
-    name = setup.called(f"sst2-{recipe}")
-    out = work / (name if epochs == EPOCHS else f"{name}-{epochs}-epochs")
+    name = f"sst2-{recipe}" if epochs == EPOCHS else f"sst2-{recipe}-{epochs}-epochs"
+    out = work / (name if pooling == POOLING else f"{name}-{pooling}")
     try:
         Run.open(out)
     except RunError:
@@ -87,14 +58,12 @@ def trained(recipe: str, model: str, data: str, work: Path, setup: SetUp, *, epo
                 data=data,
                 out=out,
                 recipe=recipe,
-                settings={} if recipe == "plain" else setup.settings,
-                pooling=setup.pooling,
-                last_exit=setup.last_exit,
+                pooling=pooling,
                 resume=out.with_name(out.name + ".training").is_dir(),
                 arguments={
                     "num_train_epochs": epochs,
-                    "learning_rate": setup.learning_rate,
-                    "head_learning_rate": setup.head_learning_rate,
+                    "learning_rate": LEARNING_RATE,
+                    "head_learning_rate": HEAD_LEARNING_RATE,
                     "seed": SEED,
                     # The last checkpoint, not the best on dev: dev is what is reported, so nothing is chosen on it.
                     "load_best_model_at_end": False,
@@ -146,24 +115,23 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs"), help="where run folders are kept")
     parser.add_argument("--train", choices=["de3bert", "plain"], help="train this one, and stop")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="of --train (the result's are always %(default)s)")
-    parser.add_argument("--pooling", choices=[*SETUPS], default="attention", help="of exits")
+    parser.add_argument("--pooling", choices=["attention", "mean"], default=POOLING, help="of early exits")
     options = parser.parse_args()
     quiet_transformers()
-    setup = SETUPS[options.pooling]
     if options.train:
-        print(trained(options.train, options.model, options.data, options.work, setup, epochs=options.epochs))
+        of = {"epochs": options.epochs, "pooling": POOLING if options.train == "plain" else options.pooling}
+        print(trained(options.train, options.model, options.data, options.work, **of))
         return
-    run = trained("de3bert", options.model, options.data, options.work, setup)
-    file = RESULTS / f"{setup.called('sst2').replace('-', '_')}.json"
+    run = trained("de3bert", options.model, options.data, options.work, pooling=options.pooling)
+    file = RESULTS / ("sst2.json" if options.pooling == POOLING else f"sst2_{options.pooling}.json")
     result: dict[str, Any] = {
         "benchmark": "sst2",
         "setup": {
             "encoder": "all-MiniLM-L6-v2 (6 x 384)",
             "rows": training_record(run)["rows"],
             "epochs": EPOCHS,
-            "learning_rate": setup.learning_rate,
-            "head_learning_rate": setup.head_learning_rate,
-            "settings": dict(setup.settings),
+            "learning_rate": LEARNING_RATE,
+            "head_learning_rate": HEAD_LEARNING_RATE,
             "early_exit_pooling": Run.open(run).section["pooling"],
             "last_exit": Run.open(run).section["last_exit"],
             "phases": [
@@ -186,7 +154,7 @@ def main() -> None:
     # Written now, so that it is there should the plain fine-tune be interrupted.
     write_result(file, result)
     report(result)
-    plain = trained("plain", options.model, options.data, options.work, setup)
+    plain = trained("plain", options.model, options.data, options.work)
     result["plain"] = compare_plain(plain)
     result["training_seconds"]["plain"] = training_record(plain)["seconds"]
     write_result(file, result)

@@ -72,7 +72,7 @@ def export(
     For onnx one of all stages besides, for texts one at a time, where the default operating point's criterion allows.
 
     Where float32 graphs do not say what torch says (to 1e-4; beyond six layers in proportion), nothing is written. How
-    often int8 says the same is printed and kept in manifest.json. `offramp.load` takes the fastest variant that is there.
+    often int8 says the same is printed and kept in manifest.json. `offramp.load` takes the fastest that is there.
     """
     if runtime not in _NEEDS:
         raise KnobError(f"nothing can be exported for {runtime!r}: there are {' and '.join(_NEEDS)}")
