@@ -19,8 +19,9 @@ from offramp.errors import UnsupportedError
 from offramp.model.exits import ExitSettings
 from offramp.model.modeling import add_exits
 from offramp.runtimes.export.fuse import fuse
-from offramp.runtimes.export.graph import OUT, Form, attention_as, can_mark, to_graph
+from offramp.runtimes.export.graph import Form, attention_as, can_mark, to_graph
 from offramp.runtimes.export.stages import Part, Plan, plan_stages, sample, scorable
+from offramp.runtimes.manifest import OUT
 from offramp.runtimes.onnx import open_session
 from offramp.types import ExitOutput
 

@@ -29,9 +29,8 @@ from offramp.errors import KnobError, MissingExtraError, RunError
 from offramp.inputs.batching import pad
 from offramp.pipeline import Classifier
 from offramp.run import Run
-from offramp.runtimes import check_installed, cpu, exported, open_runtime
+from offramp.runtimes import check_installed, cpu, open_runtime
 from offramp.runtimes.cpu import check_threads, cores, has_int8_instructions
-from offramp.runtimes.export.graph import OUT
 from offramp.runtimes.export.onnx import export_onnx
 from offramp.runtimes.manifest import FORMAT, read_manifest
 from offramp.runtimes.onnx import OnnxRuntime, _at_least
@@ -416,10 +415,6 @@ def test_names_that_are_not_the_single_graphs(rewrite: Callable[..., Path]) -> N
     folder = rewrite(lambda said: said["single"]["graph"]["outputs"].remove("exit"))
     with pytest.raises(RunError, match=r"that single\.onnx gives out\.logits, which in fact gives out\.logits, out"):
         load(folder)(TEXTS[0])
-
-
-def test_the_prefix_of_outputs_is_the_exports() -> None:
-    assert exported._OUT == OUT
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])

@@ -15,13 +15,10 @@ import numpy as np
 
 from offramp.errors import RunError
 from offramp.runtimes.base import Memory
-from offramp.runtimes.manifest import FILE, Graph, read_manifest
+from offramp.runtimes.manifest import FILE, OUT, Graph, read_manifest
 from offramp.types import Array, Batch, ExitOutput
 
 __all__ = ["Said", "check_names", "feeds", "output_of", "tokens_of", "variant"]
-
-_OUT = "out."
-"""Before the names of a graph's outputs: ``OUT`` of ``export/graph.py``, which cannot be imported without torch."""
 
 
 def variant(folder: str | Path, runtime: str, dtype: str, *, weights: str, flags: str = "") -> Path:
@@ -64,7 +61,7 @@ def check_names(path: Path, graph: Graph, inputs: Sequence[str], outputs: Sequen
     Raises:
         RunError: they differ.
     """
-    given = [f"{_OUT}{name}" for name in graph.outputs]
+    given = [f"{OUT}{name}" for name in graph.outputs]
     for what, said, own in (("reads", list(graph.inputs), list(inputs)), ("gives", given, list(outputs))):
         if said != own:
             raise RunError(

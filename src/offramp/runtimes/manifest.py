@@ -19,7 +19,7 @@ from offramp.runtimes.base import InCompany, RuntimeInfo, StageCost
 from offramp.types import PROBLEM_TYPES, ProblemType, Stage
 
 __all__ = [
-    "EXIT", "FILE", "FORMAT", "LAST", "THRESHOLD", "Graph", "Manifest", "Single", "StageEntry", "check_files",
+    "EXIT", "FILE", "FORMAT", "LAST", "OUT", "THRESHOLD", "Graph", "Manifest", "Single", "StageEntry", "check_files",
     "in_company", "read_manifest",
 ]  # fmt: skip
 
@@ -27,6 +27,9 @@ FORMAT = 1
 """Of manifest.json; a reader refuses what is newer than itself."""
 
 FILE = "manifest.json"
+
+OUT = "out."
+"""Before the names of a graph's outputs: hidden states go in and come out, and a graph has each name once."""
 
 THRESHOLD, LAST, EXIT = "threshold", "last_stage", "exit"
 """What a graph of all stages reads besides a text (``last_stage``: the one that nobody goes beyond), and gives besides

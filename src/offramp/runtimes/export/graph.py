@@ -31,12 +31,11 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from offramp.errors import UnsupportedError
 from offramp.runtimes.export.stages import ANY_ROWS, DOMAIN, Part
+from offramp.runtimes.manifest import OUT
 
-__all__ = ["BLOCK", "OPSET", "OUT", "Form", "attention_as", "can_mark", "to_graph"]
+__all__ = ["BLOCK", "OPSET", "Form", "attention_as", "can_mark", "to_graph"]
 
 OPSET = 20
-OUT = "out."
-"""Before the names of a graph's outputs: hidden states go in and come out, and a graph has each name once."""
 
 BLOCK = 16
 """Numbers in a vector of AVX-512, and a multiple of those in narrower ones."""

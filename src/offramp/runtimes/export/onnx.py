@@ -19,11 +19,10 @@ from offramp.inputs.tokens import Encoded, Text
 from offramp.runtimes.cpu import check_threads
 from offramp.runtimes.export.check import stage_errors
 from offramp.runtimes.export.fuse import fuse
-from offramp.runtimes.export.graph import OUT
 from offramp.runtimes.export.quantise import INVARIANT, KINDS, Kind, Range, activations, quantise
 from offramp.runtimes.export.single import single_graph, single_score
 from offramp.runtimes.export.source import Exits, Source, checked, described, graphs_of, keep_whole, open_source, placed
-from offramp.runtimes.manifest import FILE, Graph, Manifest, Single
+from offramp.runtimes.manifest import FILE, OUT, Graph, Manifest, Single
 from offramp.runtimes.onnx import OnnxRuntime, open_session
 from offramp.traces.files import write_atomically
 

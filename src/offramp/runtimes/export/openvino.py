@@ -38,11 +38,11 @@ from offramp.inputs.tokens import Text
 from offramp.runtimes.cpu import check_threads
 from offramp.runtimes.export.check import agreement, stage_errors
 from offramp.runtimes.export.fuse import prune
-from offramp.runtimes.export.graph import BLOCK, OUT, can_mark
+from offramp.runtimes.export.graph import BLOCK, can_mark
 from offramp.runtimes.export.quantise import SMALLEST
 from offramp.runtimes.export.source import Exits, Source, checked, described, graphs_of, keep_whole, open_source, placed
 from offramp.runtimes.exported import feeds
-from offramp.runtimes.manifest import FILE, Graph, Manifest
+from offramp.runtimes.manifest import FILE, OUT, Graph, Manifest
 from offramp.runtimes.openvino import OpenvinoRuntime, core, has_bfloat16
 from offramp.runtimes.silence import without_telemetry
 from offramp.traces.files import write_atomically

@@ -17,8 +17,7 @@ from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from offramp.criteria.base import Criterion, Scored, score_name
 from offramp.runtimes.export.fuse import prune
-from offramp.runtimes.export.graph import OUT
-from offramp.runtimes.manifest import EXIT, LAST, THRESHOLD
+from offramp.runtimes.manifest import EXIT, LAST, OUT, THRESHOLD
 
 __all__ = ["single_graph", "single_score"]
 
