@@ -121,12 +121,13 @@ def measured(folders: Mapping[str, Path], variant: Variant, texts: Sequence[Enco
         }
         seconds = interleaved(ways, rounds)
         fraction = token_layers(here, ways["exits"](), exits.runtime.info.num_layers)
-        inside = [] if lanes > 1 else [time_inside(exits.runtime, ways["exits"]) for _ in range(rounds)]
-        found.append({
+        entry = {
             "scenario": scenario, "threads": threads, "lanes": lanes, "texts": len(here), "seconds": seconds,
             "token_layer_fraction": fraction, "exits": [stage.layers for stage in exits.runtime.info.stages[:-1]],
-            **({"inside": inside} if inside else {}),
-        })  # fmt: skip
+        }  # fmt: skip
+        if lanes == 1:
+            entry["inside"] = [time_inside(exits.runtime, ways["exits"]) for _ in range(rounds)]
+        found.append(entry)
         print(f"  {scenario}, {threads} threads, {lanes} lanes: {fraction:.2f} of the layers", flush=True)
     return found
 

@@ -41,9 +41,8 @@ def sst2(result: Result, command: str = "python benchmarks/sst2.py") -> str:
     lines = [
         f"DE3-BERT on SST-2 ({setup['rows']['train']:,} rows, {_phases(setup)}, {setup['encoder']}; "
         f"{comparison['n']} dev rows): learning rate {setup['learning_rate']:g}, of the heads "
-        f"{setup['head_learning_rate']:g}{_changes(setup.get('settings', {}))}; "
-        f"{'all' if setup['last_exit'] == 'head' else 'early'} exits read {_READS[setup['early_exit_pooling']]}; the "
-        "last checkpoint, not the best on dev. "
+        f"{setup['head_learning_rate']:g}; early exits read {_READS[setup['early_exit_pooling']]}; the last "
+        "checkpoint, not the best on dev. "
         f"Full depth {_score(full)}; a plain fine-tune of the same set-up: {_plain(plain)}.",
         "",
         f"| accuracy, knobs chosen on the other half | {heads} |",
@@ -75,7 +74,7 @@ def sst2(result: Result, command: str = "python benchmarks/sst2.py") -> str:
 
 
 def sst2_mean(result: Result) -> str:
-    """The same with exits that read the mean over tokens."""
+    """The same with early exits that read the mean over tokens."""
     return sst2(result, "python benchmarks/sst2.py --pooling mean")
 
 
@@ -712,30 +711,27 @@ def engine(result: Result) -> str:
                 f"{_middle(costs, '+.0f')} % | {', '.join(map(str, entry['exits']))} | {_middle(saved, '.2f')} | "
                 f"{fraction:.2f} | {_middle([each / fraction for each in saved], '.2f')} |"
             )
-    return "\n".join([*lines, *_where_time_goes(result), "", f"{_cpu(result)}. " + _origin(result, _ENGINE)])
-
-
-_ENGINE = "python benchmarks/engine.py"
+    origin = f"{_cpu(result)}. " + _origin(result, "python benchmarks/engine.py")
+    return "\n".join([*lines, "", *_where_time_goes(result), "", origin])
 
 
 def _where_time_goes(result: Result) -> list[str]:
     """Milliseconds a text with exits: what its layers would take at full depth's price, and what is more than that."""
     lines = [
-        "",
         "| with exits, ms a text | | threads | all | its layers, at full depth's price | more inside the graphs | "
         "outside |",
         "|---|---|---|---|---|---|---|",
     ]
     for label, entries in result["variants"].items():
         for entry in entries:
-            if "inside" not in entry:
+            if entry["lanes"] > 1:  # calls of several lanes overlap
                 continue
             texts = entry["texts"]
             layers = 1000 * statistics.median(entry["seconds"]["runtime"]) / texts * entry["token_layer_fraction"]
             inside, whole = (1000 * statistics.median(column) / texts for column in zip(*entry["inside"], strict=True))
             told = " | ".join(f"{part:.2f}" for part in (whole, layers, inside - layers, whole - inside))
             lines.append(f"| {label} | {entry['scenario']} | {entry['threads']} | {told} |")
-    return lines if len(lines) > 3 else []
+    return lines
 
 
 def _middle(values: Sequence[float], form: str) -> str:
