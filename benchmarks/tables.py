@@ -16,6 +16,7 @@ import re
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -397,19 +398,17 @@ def speed(result: Result, command: str = "") -> str:
 
 
 def _speed_command(result: Result) -> str:
-    if "command" in result:
-        return str(result["command"])
-    chosen_on = result["setup"].get("choose")
-    return "python benchmarks/speed.py" + (f" --choose runs/{chosen_on}" if chosen_on else "")
+    """As it was typed, but for the long list of rows, which the result keeps."""
+    return re.sub(r"--rows \S+", "--rows ...", result["command"])
 
 
 _PEERS_SHOWN = ("transformers-float32", "onnxruntime-int8", "openvino-int8")
-_OURS_SHOWN = "offramp-onnx-int8"
-"""What `offramp export --runtime onnx --int8` makes by default: not the fastest of ours in every column."""
+_OURS_SHOWN = ("offramp-onnx-int8", "offramp-openvino-int8")
+"""What `offramp export --int8` makes by default: not the fastest of ours in every column."""
 
 
 def speed_headline(result: Result) -> str:
-    """The strongest peers and our default export, both scenarios in a line each."""
+    """The strongest peers and our default exports, both scenarios in a line each."""
     rows = {row["name"]: row for row in result["rows"]}
     scenarios = list(result["fastest_peer"])
     lines = [
@@ -421,8 +420,8 @@ def speed_headline(result: Result) -> str:
     for name in _PEERS_SHOWN:
         found = [rows[name] for _ in scenarios]
         lines.append(_headline_row(rows[name]["label"] + ", full depth", found, scenarios))
-    for lost in result["settings"]["max_lost"]:
-        found = [rows[f"{_OURS_SHOWN}-lost-{lost:g}-{scenario.lower()}"] for scenario in scenarios]
+    for ours, lost in product(_OURS_SHOWN, result["settings"]["max_lost"]):
+        found = [rows[f"{ours}-lost-{lost:g}-{scenario.lower()}"] for scenario in scenarios]
         lines.append(_headline_row(f"**{found[0]['label']}**", found, scenarios))
     return "\n".join([*lines, "", _origin(result, _speed_command(result))])
 
@@ -554,18 +553,15 @@ def _operations(result: Result, row: Result, scenario: str) -> list[str]:
 
 
 def _products(result: Result) -> list[Result]:
-    """Matrix products that the machine reached, by shape: around the run, or where it was not looked then, at another
-    time.
-    """
-    found = result.get("limits") or [json.loads((RESULTS / "limits.json").read_text(encoding="utf-8"))]
-    return [kinds for one in found for kinds in one["gigaoperations_per_second"].values()]
+    """Matrix products that the machine reached before and after the run, by shape."""
+    return [kinds for one in result["limits"] for kinds in one["gigaoperations_per_second"].values()]
 
 
 def _profile(row: Result, scenario: str) -> str:
     made, static = row["prepared"], row[scenario].get("shallow")
     beside = ["none", "", ""]
     if static is not None:
-        speed = f"{100 * static['speed']:.0f} %" if "speed" in static else "or faster"
+        speed = f"{100 * static['speed']:.0f} %"
         gained = f"{static['points']:.1f} ({static['low']:.1f} to {static['high']:.1f})"
         beside = [static.get("label", static["name"]).removeprefix("offramp "), speed, gained]
     cells = [
