@@ -64,3 +64,16 @@ def test_points(figures: list[Any]) -> None:
     assert static.get_color() == early.get_color() != "#9AA0A6"
     [legend] = figures[0].legends
     assert "offramp, x" in [text.get_text() for text in legend.get_texts()]
+
+
+def test_colours_for_runtimes_with_exits_only(figures: list[Any]) -> None:
+    """More runtimes than colours: two with lines never look alike, and a lone point takes none of them."""
+    lone = [row(f"lone {i}, full depth", "full", 10.0 + i, 0.9) | {"family": f"lone-{i}"} for i in range(9)]
+    speed_plots.plot_accuracy({**RESULT, "rows": lone + RESULT["rows"]})
+    [axes] = figures[0].axes
+    [early] = [line for line in axes.lines if list(line.get_xdata()) == [150.0, 250.0]]
+    points = [line for line in axes.lines if len(line.get_xdata()) == 1 and line.get_xdata()[0] < 20.0]
+    assert {line.get_xdata()[0] for line in points} == {10.0 + i for i in range(9)}
+    assert {line.get_color() for line in points} == {speed_plots._LONE} != {early.get_color()}
+    [legend] = figures[0].legends
+    assert not any("lone" in text.get_text() for text in legend.get_texts())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from itertools import cycle
+from itertools import chain, cycle, repeat
 from typing import Any
 
 from offramp.errors import require
@@ -12,7 +12,9 @@ from offramp.errors import require
 __all__ = ["plot_accuracy", "plot_speed"]
 
 _COLOURS = {"peer": "#9AA0A6", "full": "#56B4E9", "whole": "#56B4E9", "shallow": "#E69F00", "exits": "#0072B2"}
-_FAMILIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#3C4043")
+_FAMILIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_LONE = "#3C4043"
+"""Of runtimes that are timed at full depth alone, whose one point needs no colour of its own; and of marks."""
 _WORDS = {
     "peer": "full-depth peers",
     "full": "offramp, full depth",
@@ -59,7 +61,8 @@ def plot_speed(result: Mapping[str, Any], *, dpi: int = 160) -> bytes:
 
 
 def plot_accuracy(result: Mapping[str, Any], *, dpi: int = 160) -> bytes:
-    """PNG: accuracy against texts a second, a panel a scenario; a colour for each runtime that exits were timed on.
+    """PNG: accuracy against texts a second, a panel a scenario; a colour for each runtime that exits were timed on, one
+    for all others.
 
     Solid, from full depth to the fastest operating point: texts leave where they may, at the accuracy of held-out
     texts. Dotted: all leave at the exit whose layer stands there. Grey: full-depth peers, the fastest by name.
@@ -67,8 +70,8 @@ def plot_accuracy(result: Mapping[str, Any], *, dpi: int = 160) -> bytes:
     Args and raises as ``plot_speed``.
     """
     scenarios = _scenarios(result)
-    names = _families(result)
-    colours = dict(zip(names, cycle(_FAMILIES), strict=False))
+    names, lone = _families(result)
+    colours = dict(chain(zip(names, cycle(_FAMILIES), strict=False), zip(lone, repeat(_LONE), strict=False)))
     figure, panels = _figure(len(scenarios), (6.2 * len(scenarios), 4.6), dpi)
     for axes, scenario in zip(panels, scenarios, strict=True):
         rows = _timed(result, scenario)
@@ -122,13 +125,17 @@ def _note(axes: Any, words: str, place: tuple[float, float]) -> None:
     axes.annotate(words, place, xytext=(5, -9), textcoords="offset points", fontsize=7, color="#3C4043")
 
 
-def _families(result: Mapping[str, Any]) -> dict[str, str]:
-    """By family, what it is called: ``offramp OpenVINO int8, full depth`` is of ``OpenVINO int8``."""
+def _families(result: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
+    """Those with rows that leave early, by what they are called (``offramp OpenVINO int8, full depth`` is of ``OpenVINO
+    int8``), and the others.
+    """
+    rows = [row for row in result["rows"] if row["family"] and "failure" not in row]
+    early = {row["family"] for row in rows if row["group"] in ("exits", "shallow")}
     names: dict[str, str] = {}
-    for row in result["rows"]:
-        if row["family"] and "failure" not in row:
+    for row in rows:
+        if row["family"] in early:
             names.setdefault(row["family"], str(row["label"]).partition(",")[0].removeprefix("offramp "))
-    return names
+    return names, list(dict.fromkeys(row["family"] for row in rows if row["family"] not in early))
 
 
 def _scenarios(result: Mapping[str, Any]) -> list[str]:
@@ -169,10 +176,10 @@ def _family_legend(figure: Any, names: Mapping[str, str], colours: Mapping[str, 
     line = require("matplotlib.lines", extra="plots").Line2D
     handles = [
         line([], [], color=_COLOURS["peer"], marker="o", linestyle="", ms=5, label=_WORDS["peer"]),
-        *(line([], [], color=colour, linewidth=2, label=f"offramp, {names[name]}") for name, colour in colours.items()),
-        line([], [], color="#3C4043", marker="o", ms=5, markerfacecolor="white", linestyle="", label="full depth"),
-        line([], [], color="#3C4043", marker="o", ms=5, label="with exits"),
-        line([], [], color="#3C4043", marker="s", ms=5, linestyle=(0, (1, 2)), label="one static exit, its layer"),
+        *(line([], [], color=colours[name], linewidth=2, label=f"offramp, {words}") for name, words in names.items()),
+        line([], [], color=_LONE, marker="o", ms=5, markerfacecolor="white", linestyle="", label="full depth"),
+        line([], [], color=_LONE, marker="o", ms=5, label="with exits"),
+        line([], [], color=_LONE, marker="s", ms=5, linestyle=(0, (1, 2)), label="one static exit, its layer"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
 
