@@ -14,9 +14,11 @@ import pytest
 
 import offramp
 from offramp import Prediction
+from offramp.calibration.monitor import Monitor
 from offramp.calibration.points import OperatingPoint
 from offramp.choosing import Chooser
 from offramp.criteria import make
+from offramp.engine.record import record
 from offramp.engine.reference import reference
 from offramp.errors import DataError, KnobError, RunError
 from offramp.pipeline import Classifier
@@ -665,9 +667,39 @@ def test_load_says_that_neighbours_matter(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         offramp.load(trained, device="cpu", dtype=dtype, batch_size=batch_size)
-    assert [record.getMessage().partition(":")[0] for record in caplog.records] == told * [
+    said = [record.getMessage() for record in caplog.records]
+    assert [words.partition(":")[0] for words in said if "share a batch" in words] == told * [
         "on runtime torch in bfloat16 answers depend a little on which texts share a batch (how much was not measured)"
     ]
+
+
+@pytest.mark.parametrize("monitored", [False, True])
+@pytest.mark.parametrize("batch_tokens", [None, 100])
+def test_many_long_texts_share_no_batch(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, batch_tokens: int | None, monitored: bool
+) -> None:
+    """Memory is bounded in tokens: a batch size of short texts is not one of long texts."""
+    classifier = offramp.load(
+        trained, runtime="torch", device="cpu", dtype="float32", batch_size=128, batch_tokens=batch_tokens,
+        monitor=Monitor() if monitored else None,
+    )  # fmt: skip
+    most, computed, embed = batch_tokens or 4096, [], classifier.runtime.embed
+
+    def seen(inputs: Any) -> Any:
+        computed.append(inputs["tokens"].shape)
+        return embed(inputs)
+
+    monkeypatch.setattr(classifier.runtime, "embed", seen)
+    texts = ["gem " * 46] * 120 + ["gem"] * 120  # 48 tokens, which is all that the model reads, and 3
+    answers = list(classifier.stream(texts, classifier.setting()))
+    assert len(answers) == 240
+    assert all(rows * width <= most for rows, width in computed)
+    assert max(rows for rows, width in computed if width == 48) == most // 48
+    computed.clear()
+    encoded, names = classifier.encode(texts), classifier.run.id2label
+    record(classifier.runtime, encoded, pad_token=0, id2label=names, batch_size=128)
+    assert sum(rows for rows, _ in computed) == 240
+    assert all(rows * width <= 4096 for rows, width in computed)
 
 
 def test_a_promise_that_is_less_sure_is_not_taken(calibrated: Callable[..., Classifier]) -> None:
@@ -722,8 +754,8 @@ def test_thresholds_of_another_runtime_are_told_once(
     write_points(run, [replace(point, **made_on) for point in read_points(run)])
     with caplog.at_level(logging.WARNING):
         classifier = offramp.load(run)
+        assert len(caplog.records) == (message is not None)  # before the first text comes
         classifier("a gem", full_depth=True)
-        assert not caplog.records
         classifier("a gem")
         classifier("a gem", threshold=0.2)
     assert [message in record.getMessage() for record in caplog.records] == ([] if message is None else [True])

@@ -128,6 +128,11 @@ class Chooser:
             f"({_beside_alone(info.in_company)}): calibrate thresholds with the batch size that serves, `{command}`",
         )
 
+    def warn_of_default_point(self) -> None:
+        """Say so where it was chosen on another runtime; of other points that is said when they are used."""
+        if self.points:
+            self._check_runtime(self.points[0])
+
     def _with_knobs(self, given: Mapping[str, float], cap: Mapping[str, float]) -> Setting:
         """The default operating point, or its criterion with other knobs."""
         if not given:
@@ -369,20 +374,24 @@ class Chooser:
         return trace if len(exits) == trace.num_exits else trace.at_exits(exits)
 
     def _check_origin(self, point: OperatingPoint) -> None:
-        """Warn, once, where a promise is about other weights, or a point of other numbers than this runtime gives."""
+        """Warn where a promise is about other weights, or a point of other numbers than this runtime gives."""
         model = None if point.promise is None else point.promise.get("model")
         if model is not None and model != self._weights:
             self._warn_once(
                 point.name,
                 f"{self.not_about_this(point)}, and is not promised here: `offramp calibrate` makes one for here",
             )
+        self._check_runtime(point)
+
+    def _check_runtime(self, point: OperatingPoint) -> None:
+        """Warn, once, where this runtime gives other numbers than those that a point was chosen on."""
         there, here = self._made_on(point)
         other = self._others(point)
         if not other:
             return
         lost = "" if point.promise is None else ", and what was promised there is not promised here"
         self._warn_once(
-            point.name,
+            f"{point.name}, made elsewhere",
             f"operating point {point.name!r} was chosen on {_listed(there, other)} and runs on {_listed(here, other)}: "
             f"its thresholds may let other texts leave{lost}; `offramp calibrate` makes one for here",
         )

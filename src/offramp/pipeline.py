@@ -18,6 +18,7 @@ from offramp.engine.costs import measure_cost
 from offramp.engine.engine import Engine
 from offramp.engine.units import Finished, Unit
 from offramp.errors import DataError, KnobError
+from offramp.inputs.batching import most_tokens
 from offramp.inputs.files import Columns
 from offramp.inputs.tokens import Encoded, Text, Tokenizer
 from offramp.run import Run
@@ -43,6 +44,7 @@ def load(
     device: str | None = None,
     dtype: str | None = None,
     batch_size: int = 32,
+    batch_tokens: int | None = None,
     threads: int | None = None,
     lanes: int = 1,
     compile: bool = False,
@@ -51,7 +53,8 @@ def load(
 ) -> Classifier:
     """Load a run folder.
 
-    A warning says so where texts that share a batch change one another's answers, as far as the export measured it.
+    Warnings say so where texts that share a batch change one another's answers, as far as the export measured it, and
+    where the default operating point was chosen on another runtime.
 
     Args:
         folder: what ``offramp train`` wrote.
@@ -61,6 +64,8 @@ def load(
         dtype: ``float32``, ``int8`` where that was exported, or with torch ``bfloat16`` and ``float16``, in which
             neighbours in a batch can change an answer. None: int8 where it was exported, else float32.
         batch_size: most texts computed together. In float32 it changes no answer.
+        batch_tokens: most tokens computed together, padding included, so that long texts take no more memory than
+            short ones; a longer text goes alone. None: 4,096 on a CPU, 16,384 elsewhere.
         threads: of exported graphs; None: one for every core.
         lanes: batches that are computed side by side on a CPU, sharing the threads out among them. One lane
             answers a single text soonest; with as many lanes as threads the most texts are answered in a given time.
@@ -74,22 +79,24 @@ def load(
     Raises:
         RunError: the folder is no run, is damaged, or was written by a newer offramp; or its export is or was.
         MissingExtraError: the runtime is not installed.
-        KnobError: no such runtime or dtype, or more threads than cores, or lanes than threads; or lanes with a monitor
-            or on a GPU; or compile or attention of another runtime than torch; or attention that is not installed.
+        KnobError: no such runtime or dtype, or a number out of range; or more threads than cores, or lanes than
+            threads; or lanes with a monitor or on a GPU; or compile or attention of another runtime than torch; or
+            attention that is not installed.
         UnsupportedError: attention by another implementation than the one that the model's family has.
     """
     if monitor is not None and lanes != 1:
         raise KnobError("a monitor sees one batch after the other: leave lanes out, or the monitor")
-    for name, count in (("batch_size", batch_size), ("lanes", lanes)):
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+    for name, count in (("batch_size", batch_size), ("batch_tokens", batch_tokens), ("lanes", lanes)):
+        if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
             raise KnobError(f"{name} must be a whole number of 1 or more, not {count!r}")
     run = Run.open(folder)
     opened = open_runtime(
         run.folder, runtime, device=device, dtype=dtype, threads=threads, lanes=lanes, compile=compile,
         attention=attention,
     )  # fmt: skip
-    classifier = Classifier(run, opened, batch_size=batch_size, lanes=lanes, monitor=monitor)
+    classifier = Classifier(run, opened, batch_size=batch_size, batch_tokens=batch_tokens, lanes=lanes, monitor=monitor)
     classifier._chooser.warn_of_neighbours()
+    classifier._chooser.warn_of_default_point()
     return classifier
 
 
@@ -100,6 +107,7 @@ class Classifier:
         run: its folder.
         runtime: what computes.
         batch_size: most texts computed together.
+        batch_tokens: most tokens computed together, padding included.
         lanes: batches computed side by side.
         tokenizer: texts to token ids.
         task: logits to answers.
@@ -108,11 +116,19 @@ class Classifier:
     """
 
     def __init__(
-        self, run: Run, runtime: Runtime, *, batch_size: int = 32, lanes: int = 1, monitor: Monitor | None = None
+        self,
+        run: Run,
+        runtime: Runtime,
+        *,
+        batch_size: int = 32,
+        batch_tokens: int | None = None,
+        lanes: int = 1,
+        monitor: Monitor | None = None,
     ) -> None:
         self.run = run
         self.runtime = runtime
         self.batch_size, self.lanes = batch_size, lanes
+        self.batch_tokens = most_tokens(runtime.info.device) if batch_tokens is None else batch_tokens
         self.tokenizer = Tokenizer.from_folder(run.folder, max_length=run.max_length)
         self.task: Task = make_task(run.problem_type, run.id2label)
         self.columns = _columns(run)
@@ -212,7 +228,7 @@ class Classifier:
             watch = self.watch(self.monitor, setting)
             engine = Engine(
                 self.runtime, watch.criterion, pad_token=self.tokenizer.pad_token, max_rows=self.batch_size,
-                cost=self._cost,
+                max_tokens=self.batch_tokens, cost=self._cost,
             )  # fmt: skip
             answers = watch.stream(engine, units(), chunk=min(chunk, _WATCHED * self.batch_size))
         for text, prediction in answers:
@@ -277,6 +293,7 @@ class Classifier:
             setting.criterion,
             pad_token=self.tokenizer.pad_token,
             max_rows=self.batch_size if max_rows is None else max_rows,
+            max_tokens=self.batch_tokens,
             lanes=self.lanes,
             cost=self._cost,
         )

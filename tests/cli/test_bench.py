@@ -38,6 +38,10 @@ def test_one_row(cli: Cli, trained: Path, data: Path, tmp_path: Path) -> None:
     assert result["rows"][0]["Offline"]["accuracy"] == result["reference"]["accuracy"]
     assert result["fastest_peer"] == {"Offline": None}
     assert result["commit"] is None or len(result["commit"]) == 40
+    assert result["command"] == (
+        f"offramp bench {trained.name} --data {data.name} --rows {row} --scenarios offline --rounds 1 --threads 1 "
+        f"--out {tmp_path.name}"
+    )
 
 
 @pytest.mark.long

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import io
 import json
 import logging
 import os
@@ -30,7 +31,7 @@ from offramp.runtimes import check_installed, cpu, open_runtime
 from offramp.runtimes import openvino as module
 from offramp.runtimes.base import InCompany
 from offramp.runtimes.export.onnx import export_onnx
-from offramp.runtimes.export.openvino import compressed, export_openvino, quantised
+from offramp.runtimes.export.openvino import LENGTH_STEP, compressed, export_openvino, quantised
 from offramp.runtimes.manifest import FORMAT, read_manifest
 from offramp.runtimes.openvino import KERNELS, OpenvinoRuntime, _padded, core, has_bfloat16, padded_rows, settings
 from offramp.traces.replay import replay
@@ -153,7 +154,7 @@ def test_any_company_to_the_last_bit(run: Path, dtype: str) -> None:
     """Texts around the steps of lengths and of a softmax's sums, in batches of all sizes, shuffled."""
     runtime = OpenvinoRuntime(variant(run, dtype), threads=1)
     rng = np.random.default_rng(0)
-    lengths = [*range(1, 20), 31, 32, 33, 47, 48]
+    lengths = [*range(1, 49)]
     tokens = [rng.integers(5, 30, length) for length in lengths]
 
     def said(ids: list[int]) -> list[np.ndarray[Any, Any]]:
@@ -175,6 +176,46 @@ def test_any_company_to_the_last_bit(run: Path, dtype: str) -> None:
             ids = order[start : start + size]
             for stage, together in enumerate(said(ids)):
                 assert np.array_equal(together, np.concatenate([alone[i][stage] for i in ids]))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::UserWarning:torch.onnx")
+@pytest.mark.parametrize("reads", ["attention", "mean", "tokens"])
+def test_exits_in_company_far_longer_to_the_last_bit(reads: str) -> None:
+    """The sums of exits alone, of a real encoder's width and lengths: the tiny encoder reads no batch so wide."""
+    import torch
+
+    from offramp.model.heads import Reader, Surroundings, make_head
+    from offramp.model.pooling import AttentionPool, pool_tokens
+
+    class Exit(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool = AttentionPool(384)
+            torch.nn.init.normal_(self.pool.query)
+            self.head = make_head("attention", Surroundings(384, 384, 3, "single_label_classification", 0.0), {})
+
+        def forward(self, hidden: Any, lengths: Any) -> Any:
+            if reads == "tokens":
+                return self.head(hidden, lengths, Reader(lambda *_: pytest.fail("reads tokens")), {})[0].logits
+            return self.pool(hidden, lengths) if reads == "attention" else pool_tokens(hidden, lengths, "mean")
+
+    torch.manual_seed(0)
+    states = [torch.randn(length, 384) for length in range(3, 65)]
+    sample = (torch.stack([states[-1]] * 2), torch.tensor([64, 64]))
+    buffer = io.BytesIO()
+    with torch.no_grad():
+        torch.onnx.export(
+            Exit().eval(), sample, buffer, input_names=["hidden", "lengths"], dynamo=False, opset_version=20,
+            dynamic_axes={"hidden": {0: "rows", 1: "width"}, "lengths": {0: "rows"}},
+        )  # fmt: skip
+    ask = core().compile_model(core().read_model(buffer.getvalue()), "CPU", settings("float32", 1, None))
+
+    def said(texts: list[torch.Tensor]) -> Any:
+        widest = -(-max(map(len, texts)) // LENGTH_STEP) * LENGTH_STEP
+        hidden = np.stack([np.pad(text, ((0, widest - len(text)), (0, 0)), constant_values=9.0) for text in texts])
+        return ask([hidden, np.array([len(text) for text in texts])])[0]
+
+    assert np.array_equal(said(states), np.concatenate([said([text]) for text in states]))
 
 
 def test_no_texts_and_one_long_text_among_short_ones(run: Path) -> None:
@@ -202,7 +243,7 @@ def test_bfloat16_says_how_much_neighbours_matter(run: Path, caplog: pytest.LogC
         measured = load(run, dtype="bfloat16").runtime.info.in_company
     alone = read_manifest(variant(run, "float32")).check["bfloat16"]["batch_1"]
     assert measured == InCompany(alone["largest_difference"], min(alone["labels"]), alone["exits"])
-    [said] = [record.getMessage() for record in caplog.records]
+    said = next(record.getMessage() for record in caplog.records)
     assert said.startswith("on runtime openvino in bfloat16 answers depend a little on which texts share a batch (")
     assert "agree with batch size 1, as the export measured in batches of 32" in said
     assert said.endswith("--max-risk 0.01 --runtime openvino --dtype bfloat16 --batch-size 32`")

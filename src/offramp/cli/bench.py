@@ -20,6 +20,7 @@ from offramp.cli.common import (
     LabelColumn,
     RunFolder,
     Threads,
+    as_typed,
     console,
     print_json,
     quiet_transformers,
@@ -40,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 @app.command(short_help="Seconds, against the fastest full-depth deployments.")
 def bench(
+    context: typer.Context,
     run: RunFolder,
     data: Annotated[str, typer.Option(metavar="DATA", help="Labelled file, folder (its dev part) or hub name.")],
     plain: Annotated[
@@ -122,7 +124,7 @@ def bench(
         )  # fmt: skip
         result = run_bench(plan, say=_say)
     setup = {"data": Path(data).name, "choose": choose and Path(choose).name, "recipe": classifier.run.recipe}
-    result = {**provenance(seeds=[seed]), "setup": setup, **result}
+    result = {**provenance(seeds=[seed]), "command": as_typed(context), "setup": setup, **result}
     written = write_result(folder / "result.json", result)
     pictures = _pictures(result, folder)
     if as_json:

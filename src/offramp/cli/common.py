@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,10 +21,10 @@ from tqdm import tqdm
 from offramp.errors import KnobError
 
 __all__ = [
-    "Attention", "BatchSize", "Columns", "Compile", "Confidence", "Device", "Dtype", "FullDepth", "Json", "KnobValues",
-    "LabelColumn", "Lanes", "MaxLayers", "MaxRisk", "RiskKind", "RunFolder", "RuntimeName", "Speedup", "Threads",
-    "Threshold", "console", "parse_knobs", "parse_settings", "print_json", "progress", "quiet_transformers", "show",
-    "split_columns",
+    "Attention", "BatchSize", "BatchTokens", "Columns", "Compile", "Confidence", "Device", "Dtype", "FullDepth",
+    "Json", "KnobValues", "LabelColumn", "Lanes", "MaxLayers", "MaxRisk", "RiskKind", "RunFolder",
+    "RuntimeName", "Speedup", "Threads", "Threshold", "as_typed", "console", "options_given", "parse_knobs",
+    "parse_settings", "print_json", "progress", "quiet_transformers", "show", "split_columns",
 ]  # fmt: skip
 
 RunFolder = Annotated[Path, typer.Argument(help="Run folder that `offramp train` wrote.", metavar="RUN")]
@@ -65,6 +66,13 @@ RuntimeName = Annotated[
 BatchSize = Annotated[
     int, typer.Option(metavar="N", help="Most texts computed together; changes no answer in float32.", min=1)
 ]
+BatchTokens = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", min=1,
+        help="Most tokens computed together, padding included; by default 4096 on a CPU, 16384 elsewhere.",
+    ),
+]  # fmt: skip
 Threshold = Annotated[
     float | None, typer.Option(metavar="X", help="The criterion's threshold, instead of the default point's.")
 ]
@@ -176,6 +184,27 @@ def parse_knobs(given: list[str] | None) -> dict[str, float] | None:
         except ValueError:
             raise KnobError(f"--knob takes name=number, such as patience=2, not {item!r}") from None
     return knobs or None
+
+
+def options_given(context: typer.Context) -> list[str]:
+    """Parameters that stand on the command line. By name: whose click typer brings along depends on its version."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+
+
+def as_typed(context: typer.Context) -> str:
+    """The command under way, to type it again; of files and folders elsewhere on this machine the name alone."""
+    words, given = ["offramp", str(context.info_name)], set(options_given(context))
+    for parameter in context.command.params:
+        if parameter.name not in given:
+            continue
+        value = context.params[parameter.name]
+        shown = Path(str(value)).name if Path(str(value)).is_absolute() else str(value)
+        if parameter.param_type_name == "argument":
+            words.append(shown)
+        else:
+            words += [parameter.opts[0]] if value is True else [parameter.opts[0], shown]
+    return shlex.join(words)
 
 
 def quiet_transformers() -> None:

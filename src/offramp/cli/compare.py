@@ -21,6 +21,7 @@ from offramp.cli.common import (
     LabelColumn,
     RuntimeName,
     console,
+    options_given,
     print_json,
     show,
     split_columns,
@@ -143,7 +144,7 @@ def compare(
 
 def _check_options(context: typer.Context, suite: Path | None) -> None:
     """Complain of options that would not be heeded."""
-    given = _given(context)
+    given = options_given(context)
     if suite is None:
         if wrong := [name for name in given if name in _OF_SUITE]:
             raise KnobError(f"{_flag(wrong[0])} is about a suite: give --suite FILE too, or leave it out")
@@ -154,12 +155,6 @@ def _check_options(context: typer.Context, suite: Path | None) -> None:
     trains = ["data", *sorted(_OF_SUITE)]
     if suite.is_dir() and (wrong := [name for name in trains if name in given]):
         raise KnobError(f"{suite} holds results, and nothing is trained from it: leave {_flag(wrong[0])} out")
-
-
-def _given(context: typer.Context) -> list[str]:
-    """Parameters that stand on the command line. By name: whose click typer brings along depends on its version."""
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    return [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
 
 
 def _flag(name: str) -> str:

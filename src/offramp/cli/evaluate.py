@@ -11,6 +11,7 @@ from offramp.cli import app
 from offramp.cli.common import (
     Attention,
     BatchSize,
+    BatchTokens,
     Columns,
     Compile,
     Confidence,
@@ -56,6 +57,7 @@ def evaluate(
     text_columns: Columns = None,
     label_column: LabelColumn = None,
     batch_size: BatchSize = 32,
+    batch_tokens: BatchTokens = None,
     device: Device = None,
     dtype: Dtype = None,
     runtime: RuntimeName = None,
@@ -80,8 +82,8 @@ def evaluate(
     if check_installed(runtime, run, device=device, dtype=dtype, compile=compile, attention=attention) == "torch":
         quiet_transformers()
     classifier = load(
-        run, runtime=runtime, device=device, dtype=dtype, batch_size=batch_size, threads=threads, lanes=lanes,
-        compile=compile, attention=attention,
+        run, runtime=runtime, device=device, dtype=dtype, batch_size=batch_size, batch_tokens=batch_tokens,
+        threads=threads, lanes=lanes, compile=compile, attention=attention,
     )  # fmt: skip
     setting = classifier.setting(
         threshold=threshold, speedup=speedup, max_layers=max_layers, full_depth=full_depth, knobs=parse_knobs(knob),

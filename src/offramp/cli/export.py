@@ -48,8 +48,8 @@ def export(
         typer.Option(
             metavar="KIND",
             help="How int8 is made for onnx: rows (the default), static (faster, measures ranges on --data), weights, "
-            "dynamic (quickest for texts one at a time; in batches neighbours change answers). For openvino: static "
-            "(the default), rows.",
+            "dynamic (about as fast, needs no texts; in batches neighbours change answers). For openvino: static (the "
+            "default), rows.",
         ),
     ] = None,
     exits: Annotated[

@@ -15,6 +15,7 @@ from offramp.cli import app
 from offramp.cli.common import (
     Attention,
     BatchSize,
+    BatchTokens,
     Columns,
     Compile,
     Confidence,
@@ -69,6 +70,7 @@ def predict(
     max_layers: MaxLayers = None,
     full_depth: FullDepth = False,
     batch_size: BatchSize = 32,
+    batch_tokens: BatchTokens = None,
     device: Device = None,
     dtype: Dtype = None,
     runtime: RuntimeName = None,
@@ -108,8 +110,8 @@ def predict(
         raise KnobError("--false-alarms is about a monitor: give --monitor or --shadow-every with it")
     alarms: dict[str, Any] = {} if false_alarms is None else {"false_alarms": false_alarms}
     classifier = load(
-        run, runtime=runtime, device=device, dtype=dtype, batch_size=batch_size, threads=threads, lanes=lanes,
-        compile=compile, attention=attention,
+        run, runtime=runtime, device=device, dtype=dtype, batch_size=batch_size, batch_tokens=batch_tokens,
+        threads=threads, lanes=lanes, compile=compile, attention=attention,
         monitor=Monitor(shadow_every=shadow_every, **alarms) if watched else None,
     )  # fmt: skip
     setting = classifier.setting(

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from offramp.engine.units import to_host
 from offramp.errors import DataError
-from offramp.inputs.batching import length_sorted, pad
+from offramp.inputs.batching import length_sorted, most_tokens, pad
 from offramp.inputs.tokens import Encoded
 from offramp.runtimes.base import Runtime, RuntimeInfo
 from offramp.traces.trace import Trace
@@ -44,7 +44,7 @@ def record(
         pad_token: token id that stands for padding.
         id2label: names of the outputs.
         labels: [N] classes, [N, C] zeros and ones, or [N] numbers, by problem type; None where nobody knows.
-        batch_size: rows in a batch.
+        batch_size: most rows in a batch; of long texts fewer (``inputs.batching.most_tokens``).
         hashes: [N] of the rows of data.
         model: hash of the weights.
         progress: called with the number of texts done since the last call.
@@ -58,7 +58,7 @@ def record(
         raise DataError("there must be at least one text to record, and every text needs at least one token")
     info = runtime.info
     logits, extras = _empty(info, len(encoded))
-    for rows in length_sorted(lengths, max_rows=batch_size):
+    for rows in length_sorted(lengths, max_rows=batch_size, max_tokens=most_tokens(info.device)):
         _run(runtime, [encoded[row] for row in rows], rows, pad_token, logits, extras)
         if progress is not None:
             progress(len(rows))

@@ -59,6 +59,15 @@ def _number(value: int) -> npt.NDArray[np.int64]:
     return np.array([value], dtype=np.int64)
 
 
+def most_tokens(device: str) -> int:
+    """Positions in a batch, padding included, where nobody says otherwise: plenty for the device, yet bounded memory.
+
+    A CPU takes as long for a token in any batch of more than some hundreds (docs/performance.md), and attention over 32
+    texts of 512 tokens takes gigabytes. A GPU wants more to do: as many as text-embeddings-inference gives it.
+    """
+    return 4096 if device == "cpu" else 16384
+
+
 def length_sorted(
     lengths: Sequence[int] | npt.NDArray[np.integer], *, max_rows: int, max_tokens: int | None = None
 ) -> list[npt.NDArray[np.int64]]:

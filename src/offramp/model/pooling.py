@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from offramp.errors import KnobError
 from offramp.types import Pooling
 
-__all__ = ["AttentionPool", "check_pooling", "pool_tokens", "weighed"]
+__all__ = ["BLOCK", "AttentionPool", "check_pooling", "in_blocks", "padding_of", "pool_tokens", "weighed"]
+
+BLOCK = 16
+"""Numbers in a vector of AVX-512, and a multiple of those in narrower ones."""
 
 
 def check_pooling(pooling: str) -> None:
@@ -28,7 +31,7 @@ def pool_tokens(hidden: Tensor, lengths: Tensor, pooling: Literal["cls", "mean"]
     """``cls`` or ``mean`` pooling: [B, L, H] -> [B, H]. Padding is on the right."""
     if pooling == "cls":
         return hidden[:, 0]
-    hidden = _without(_padding(hidden, lengths), hidden)
+    hidden = _without(padding_of(hidden, lengths), hidden)
     return hidden.sum(dim=1) / lengths[:, None].to(hidden.dtype)
 
 
@@ -49,14 +52,32 @@ class AttentionPool(nn.Module):
 
 def weighed(hidden: Tensor, scores: Tensor, lengths: Tensor) -> Tensor:
     """The mean over unpadded tokens, weighed by the softmax of their scores: [B, L, H], [B, L], [B] -> [B, H]."""
-    padding = _padding(hidden, lengths)
-    weights = scores.masked_fill(padding, -math.inf).softmax(dim=-1)
+    padding = padding_of(hidden, lengths)
+    weights = in_blocks(scores.masked_fill(padding, -math.inf), -math.inf).softmax(dim=-1)[:, : scores.shape[1]]
     if _may_look(hidden):
         # A copy of all hidden states is most of what an exit costs here, and padding is seldom anything but finite.
         pooled = _mean(weights, hidden)
         if math.isfinite(pooled.sum()):  # no finite sum has a part that is not
             return pooled
     return _mean(weights, _without(padding, hidden))
+
+
+def padding_of(hidden: Tensor, lengths: Tensor) -> Tensor:
+    """Where padding is: [B, L]."""
+    return torch.arange(hidden.shape[1], device=hidden.device) >= lengths[:, None]
+
+
+def in_blocks(x: Tensor, value: float) -> Tensor:
+    """In a graph: padded along the tokens to whole blocks, [B, L, ...] -> [B, L', ...]; elsewhere as it is.
+
+    Whoever adds up in vectors of a block's numbers adds the same ones in the same order then, however wide the batch
+    is, and a text's answer is the same to the last bit in any company.
+    """
+    if not _tracing():
+        return x
+    width = x.shape[1]
+    more = (width + BLOCK - 1) // BLOCK * BLOCK - width
+    return nn.functional.pad(x, (0, 0) * (x.dim() - 2) + (0, more), value=value)
 
 
 def _mean(weights: Tensor, hidden: Tensor) -> Tensor:
@@ -66,15 +87,14 @@ def _mean(weights: Tensor, hidden: Tensor) -> Tensor:
 
 def _may_look(hidden: Tensor) -> bool:
     """Whether looking at a number makes nobody wait, and comes into no graph."""
-    traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    if traced or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if _tracing() or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
     return hidden.device.type == "cpu"
 
 
-def _padding(hidden: Tensor, lengths: Tensor) -> Tensor:
-    """Where padding is: [B, L]."""
-    return torch.arange(hidden.shape[1], device=hidden.device) >= lengths[:, None]
+def _tracing() -> bool:
+    traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return traced
 
 
 def _without(padding: Tensor, hidden: Tensor) -> Tensor:

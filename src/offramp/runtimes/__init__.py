@@ -27,7 +27,8 @@ _EXPORTED = {
     "onnx": _Exported("onnxruntime", "onnx", ("int8", "float32")),
     "openvino": _Exported("openvino", "openvino", ("int8", "float32", "bfloat16")),
 }
-"""Name -> runtime, fastest first: level in batches of 32, and OpenVINO takes twice as long for single texts."""
+"""Name -> runtime, the one to take first: OpenVINO's static int8 is somewhat ahead in batches of 32, but takes up to
+twice as long for single texts and longer to start (docs/performance.md)."""
 
 _BY_ITSELF = ("int8", "float32")
 """What is taken where nothing is asked for, fastest first: dtypes in which neighbours change no answer."""

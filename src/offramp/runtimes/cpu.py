@@ -29,11 +29,13 @@ def check_threads(threads: int | None) -> int:
     """The number of threads to use; None: one for every core.
 
     Raises:
-        KnobError: fewer than one, or more than there are cores.
+        KnobError: no whole number, fewer than one, or more than there are cores.
     """
     most = cores()
     if threads is None:
         return most
+    if not isinstance(threads, int) or isinstance(threads, bool):
+        raise KnobError(f"threads must be a whole number from 1 to the {most} cores there are, not {threads!r}")
     if not 1 <= threads <= most:
         raise KnobError(f"threads must be from 1 to the {most} cores there are, not {threads}: more would only wait")
     return threads

@@ -9,8 +9,9 @@ to an eighth more rows. What it makes it keeps, up to ``KERNELS`` of each sort; 
 one's costs it a little (a tenth of a millisecond a stage), which only single texts notice.
 
 **Neighbours.** Sums of a softmax are the only ones whose order depends on the width of a batch. The graphs pad keys and
-values to whole vectors (``export/graph.py``, ``blocks``), or, for families where that cannot be done, texts are padded
-to whole vectors here: then a text's answer is the same to the last bit in any company, in float32 and in int8.
+values to whole vectors (``export/graph.py``, ``blocks``), and what exits weigh tokens by (``model/pooling.py``), or,
+for families where that cannot be done, texts are padded to whole vectors here: then a text's answer is the same to the
+last bit in any company, in float32 and in int8.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from offramp.errors import KnobError
 from offramp.model.heads.base import Head, HeadOutput, Reader, Surroundings, make_dropout
+from offramp.model.pooling import in_blocks, padding_of
 from offramp.settings import check_number
 
 __all__ = ["Attention"]
@@ -59,10 +60,10 @@ class Attention(Head):
     def forward(
         self, hidden: Tensor, lengths: Tensor, reader: Reader, memory: Mapping[str, Tensor]
     ) -> tuple[HeadOutput, Mapping[str, Tensor]]:
-        padding = torch.arange(hidden.shape[1], device=hidden.device) >= lengths[:, None]
         # masked_fill and not a weight of 0: padding may hold anything, and 0 * inf is not 0.
-        tokens = torch.tanh(self.narrow(hidden.masked_fill(padding[:, :, None], 0.0)))
-        first = torch.tanh(self.dense(self.mix(self._attend(tokens, padding))))
+        tokens = torch.tanh(self.narrow(hidden.masked_fill(padding_of(hidden, lengths)[:, :, None], 0.0)))
+        tokens = in_blocks(tokens, 0.0)
+        first = torch.tanh(self.dense(self.mix(self._attend(tokens, padding_of(tokens, lengths)))))
         return HeadOutput(self.classifier(first)), memory
 
     def _attend(self, tokens: Tensor, padding: Tensor) -> Tensor:

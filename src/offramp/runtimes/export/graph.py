@@ -30,15 +30,13 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 from offramp.errors import UnsupportedError
+from offramp.model.pooling import BLOCK
 from offramp.runtimes.export.stages import ANY_ROWS, DOMAIN, Part
 from offramp.runtimes.manifest import OUT
 
-__all__ = ["BLOCK", "OPSET", "Form", "attention_as", "can_mark", "to_graph"]
+__all__ = ["OPSET", "Form", "attention_as", "can_mark", "to_graph"]
 
 OPSET = 20
-
-BLOCK = 16
-"""Numbers in a vector of AVX-512, and a multiple of those in narrower ones."""
 
 Form = Literal["marked", "blocks", "plain"]
 _FORMS: Mapping[Form, str] = {"marked": "offramp_marked", "blocks": "offramp_blocks", "plain": "eager"}

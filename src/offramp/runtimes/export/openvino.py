@@ -35,10 +35,11 @@ import onnx
 from offramp.errors import KnobError, UnsupportedError
 from offramp.inputs.batching import pad
 from offramp.inputs.tokens import Text
+from offramp.model.pooling import BLOCK
 from offramp.runtimes.cpu import check_threads
 from offramp.runtimes.export.check import agreement, stage_errors
 from offramp.runtimes.export.fuse import prune
-from offramp.runtimes.export.graph import BLOCK, can_mark
+from offramp.runtimes.export.graph import can_mark
 from offramp.runtimes.export.quantise import SMALLEST
 from offramp.runtimes.export.source import Exits, Source, checked, described, graphs_of, keep_whole, open_source, placed
 from offramp.runtimes.exported import feeds
