@@ -683,7 +683,7 @@ def test_many_long_texts_share_no_batch(
         trained, runtime="torch", device="cpu", dtype="float32", batch_size=128, batch_tokens=batch_tokens,
         monitor=Monitor() if monitored else None,
     )  # fmt: skip
-    most, computed, embed = batch_tokens or 4096, [], classifier.runtime.embed
+    most, computed, embed = batch_tokens or 2048, [], classifier.runtime.embed
 
     def seen(inputs: Any) -> Any:
         computed.append(inputs["tokens"].shape)
@@ -699,7 +699,7 @@ def test_many_long_texts_share_no_batch(
     encoded, names = classifier.encode(texts), classifier.run.id2label
     record(classifier.runtime, encoded, pad_token=0, id2label=names, batch_size=128)
     assert sum(rows for rows, _ in computed) == 240
-    assert all(rows * width <= 4096 for rows, width in computed)
+    assert all(rows * width <= 2048 for rows, width in computed)
 
 
 def test_a_promise_that_is_less_sure_is_not_taken(calibrated: Callable[..., Classifier]) -> None:

@@ -65,7 +65,7 @@ def load(
             neighbours in a batch can change an answer. None: int8 where it was exported, else float32.
         batch_size: most texts computed together. In float32 it changes no answer.
         batch_tokens: most tokens computed together, padding included, so that long texts take no more memory than
-            short ones; a longer text goes alone. None: 4,096 on a CPU, 16,384 elsewhere.
+            short ones; a longer text goes alone. None: 2,048 on a CPU, 16,384 elsewhere.
         threads: of exported graphs; None: one for every core.
         lanes: batches that are computed side by side on a CPU, sharing the threads out among them. One lane
             answers a single text soonest; with as many lanes as threads the most texts are answered in a given time.

@@ -70,7 +70,7 @@ BatchTokens = Annotated[
     int | None,
     typer.Option(
         metavar="N", min=1,
-        help="Most tokens computed together, padding included; by default 4096 on a CPU, 16384 elsewhere.",
+        help="Most tokens computed together, padding included; by default 2048 on a CPU, 16384 elsewhere.",
     ),
 ]  # fmt: skip
 Threshold = Annotated[

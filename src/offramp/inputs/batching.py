@@ -65,7 +65,7 @@ def most_tokens(device: str) -> int:
     A CPU takes as long for a token in any batch of more than some hundreds (docs/performance.md), and attention over 32
     texts of 512 tokens takes gigabytes. A GPU wants more to do: as many as text-embeddings-inference gives it.
     """
-    return 4096 if device == "cpu" else 16384
+    return 2048 if device == "cpu" else 16384
 
 
 def length_sorted(
