@@ -112,6 +112,10 @@ def training_defaults(result: Result) -> str:
     return "\n".join([*lines, "", _origin(result, "python benchmarks/training_defaults.py")])
 
 
+_SEED = 42
+"""Of trainings, unless a row says otherwise."""
+
+
 def training_curves(result: Result) -> str:
     """Dev accuracy by exit at the end of each epoch, a block of rows a run."""
     lines = ["| run | epoch | mean dev loss | dev accuracy by exit, shallow to deep |", "|---|---|---|---|"]
@@ -127,6 +131,7 @@ def training_curves(result: Result) -> str:
         if run.get("last_exit", "model") == "head":
             name += ", the last one too" if run["recipe"] != "plain" else ", reads the mean"
         name += f", from {run['start']}" if run.get("start", "minilm") != "minilm" else ""
+        name += f", seed {arguments['seed']}" if arguments["seed"] != _SEED else ""
         # The evaluation nearest to the end of each epoch.
         first = [one for one in run["evaluations"] if one.get("phase", 1) == 1]
         shown = [
