@@ -6,6 +6,7 @@ Needs real weights and data: OFFRAMP_WEIGHTS, a folder with the encoder ``minilm
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,9 @@ import pytest
 from offramp.calibration.sweep import choose
 from offramp.choosing import Setting
 from offramp.criteria import make
+from offramp.engine.record import record
+from offramp.engine.units import Unit
+from offramp.inputs.batching import pad
 from offramp.pipeline import Classifier, load
 from offramp.run import Run
 from offramp.runtimes import open_runtime
@@ -55,3 +59,34 @@ def test_any_batch_size_and_the_replay_say_the_same(run: Path, name: str) -> Non
 
 def test_the_default_point_loads(run: Path) -> None:
     assert load(run)("a gem of a film").label in ("positive", "negative")
+
+
+@pytest.mark.parametrize("int8", [None, "static", "rows"])
+def test_openvino_says_the_same_to_the_last_bit(run: Path, tmp_path: Path, int8: str | None) -> None:
+    """Real widths and lengths, and one text far longer than all others in every batch."""
+    pytest.importorskip("openvino")
+    from offramp.runtimes.export.openvino import export_openvino
+
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    examples = load_examples(str(Path(os.environ["OFFRAMP_DATA"]) / "sst2"), load(copy).task)
+    export_openvino(copy, int8=int8, exits="all", texts=examples.texts[:50], threads=1)
+    classifier = load(copy, runtime="openvino", dtype="float32" if int8 is None else "int8", threads=1)
+    encoded = classifier.encode([*examples.texts[50:250], "a long one " * 60])
+    traces = [
+        record(classifier.runtime, encoded, pad_token=0, id2label=classifier.run.id2label, batch_size=size)
+        for size in (1, 32)
+    ]
+    assert np.array_equal(traces[0].logits, traces[1].logits)
+    runtime, long = classifier.runtime, encoded[-1]
+    for place in range(0, 200, 10):
+        inputs = pad([*encoded[place : place + 10], long], range(11), pad_token=0, token_types=True)
+        hidden, batch = runtime.embed(inputs)
+        for exit_index, stage in enumerate(runtime.info.stages):
+            hidden = runtime.run(stage, hidden, batch)
+            output, _ = runtime.exit(stage, hidden, batch, {})
+            assert np.array_equal(np.asarray(output.logits)[:10], traces[0].logits[exit_index, place : place + 10])
+    setting = classifier.setting()
+    expected = replay(traces[0], setting.criterion, setting.knobs)
+    done = list(classifier.answers([Unit(i, text) for i, text in enumerate(encoded)], setting))
+    assert [one.exit_index for one in done] == expected.exits.tolist()
+    assert np.array_equal(np.stack([one.answer for one in done]), expected.answers)
