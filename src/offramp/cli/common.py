@@ -199,11 +199,10 @@ def as_typed(context: typer.Context) -> str:
         if parameter.name not in given:
             continue
         value = context.params[parameter.name]
-        shown = Path(str(value)).name if Path(str(value)).is_absolute() else str(value)
-        if parameter.param_type_name == "argument":
-            words.append(shown)
-        else:
-            words += [parameter.opts[0]] if value is True else [parameter.opts[0], shown]
+        flag = [] if parameter.param_type_name == "argument" else [parameter.opts[0]]
+        for one in value if isinstance(value, list | tuple) else [value]:
+            shown = Path(str(one)).name if Path(str(one)).is_absolute() else str(one)
+            words += flag if one is True else [*flag, shown]
     return shlex.join(words)
 
 
