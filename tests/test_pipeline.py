@@ -354,9 +354,12 @@ def test_without_points_the_command_is_named_that_makes_one(pointless: Path) -> 
 
 
 def test_what_is_no_number_is_refused_as_such(trained: Path) -> None:
-    for wrong in ("3", 2.5, True):
+    for wrong in ("3", 2.5, True, None, 0):
         with pytest.raises(KnobError, match="batch_size must be a whole number of 1 or more"):
-            offramp.load(trained, batch_size=wrong)
+            offramp.load(trained, batch_size=wrong)  # type: ignore[arg-type]
+    for wrong in ("3", 2.5, True, 0):
+        with pytest.raises(KnobError, match="batch_tokens must be a whole number of 1 or more"):
+            offramp.load(trained, batch_tokens=wrong)  # type: ignore[arg-type]
     classifier = offramp.load(trained)
     for wishes in ({"threshold": "0.3"}, {"threshold": True}, {"max_layers": "2"}, {"knobs": {"threshold": None}}):
         with pytest.raises(KnobError, match="must be a number, not"):

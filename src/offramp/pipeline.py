@@ -86,8 +86,11 @@ def load(
     """
     if monitor is not None and lanes != 1:
         raise KnobError("a monitor sees one batch after the other: leave lanes out, or the monitor")
-    for name, count in (("batch_size", batch_size), ("batch_tokens", batch_tokens), ("lanes", lanes)):
-        if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+    counts = {"batch_size": batch_size, "lanes": lanes} | (
+        {} if batch_tokens is None else {"batch_tokens": batch_tokens}
+    )
+    for name, count in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise KnobError(f"{name} must be a whole number of 1 or more, not {count!r}")
     run = Run.open(folder)
     opened = open_runtime(

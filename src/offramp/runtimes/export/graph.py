@@ -5,9 +5,8 @@ every family here. Attention comes in three forms:
 
 - ``marked``: one operator of our own, ``offramp.Attention`` (query, key, value [B, L, H] and the mask), for ``fuse.py``
   to make a runtime's fused operator of;
-- ``blocks``: standard operators, keys and values padded to whole blocks of ``BLOCK`` tokens. Whoever adds up a softmax
-  in vectors of that many numbers adds the same numbers in the same order then, however wide the batch is: a text's
-  answer is the same to the last bit in any company, which a rest that is added one by one would not give;
+- ``blocks``: standard operators, keys and values padded to whole blocks of tokens (``model.pooling.in_blocks``): a text's
+  answer is the same to the last bit in any company then, which the rest of a sum, added one by one, would not give;
 - ``plain``: as the family writes it, in standard operators.
 
 The first two are for families whose attention knows nothing but lengths (``can_mark``).
@@ -30,7 +29,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 from offramp.errors import UnsupportedError
-from offramp.model.pooling import BLOCK
+from offramp.model.pooling import in_blocks
 from offramp.runtimes.export.stages import ANY_ROWS, DOMAIN, Part
 from offramp.runtimes.manifest import OUT
 
@@ -90,9 +89,7 @@ def _attend_in_blocks(
 
 def _mask_in_blocks(*_: Any, attention_mask: Tensor, **__: Any) -> Tensor:
     """[B, L] true and false -> [B, 1, 1, L'] to add: 0, or so little that nothing is left."""
-    width = attention_mask.shape[1]
-    whole = (width + BLOCK - 1) // BLOCK * BLOCK
-    there = nn.functional.pad(attention_mask.to(torch.float32), (0, whole - width))
+    there = in_blocks(attention_mask.to(torch.float32), 0.0)
     return ((1 - there) * torch.finfo(torch.float32).min)[:, None, None, :]
 
 
