@@ -5,8 +5,9 @@ every family here. Attention comes in three forms:
 
 - ``marked``: one operator of our own, ``offramp.Attention`` (query, key, value [B, L, H] and the mask), for ``fuse.py``
   to make a runtime's fused operator of;
-- ``blocks``: standard operators, keys and values padded to whole blocks of tokens (``model.pooling.in_blocks``): a text's
-  answer is the same to the last bit in any company then, which the rest of a sum, added one by one, would not give;
+- ``blocks``: standard operators, keys and values padded to whole blocks of tokens (``model.pooling.in_blocks``): a
+  text's answer is the same to the last bit in any company then, which the rest of a sum, added one by one, would not
+  give;
 - ``plain``: as the family writes it, in standard operators.
 
 The first two are for families whose attention knows nothing but lengths (``can_mark``).
