@@ -229,10 +229,7 @@ class Classifier:
             answers: Iterator[tuple[int, Prediction]] = ((finished.id, self.read(finished)) for finished in done)
         else:
             watch = self.watch(self.monitor, setting)
-            engine = Engine(
-                self.runtime, watch.criterion, pad_token=self.tokenizer.pad_token, max_rows=self.batch_size,
-                max_tokens=self.batch_tokens, cost=self._cost,
-            )  # fmt: skip
+            engine = self.engine(replace(setting, criterion=watch.criterion))
             answers = watch.stream(engine, units(), chunk=min(chunk, _WATCHED * self.batch_size))
         for text, prediction in answers:
             yield replace(prediction, truncated=True) if truncated.pop(text) else prediction
