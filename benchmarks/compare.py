@@ -25,6 +25,7 @@ from offramp.bench.suite_results import Results
 from offramp.bench.suite_run import Places, run_suite
 from offramp.bench.suite_tables import compute
 from offramp.cli.common import quiet_transformers
+from offramp.cli.hub import check_there
 from offramp.cli.suite import list_cells
 from offramp.errors import OfframpError
 from offramp.traces.files import write_atomically
@@ -54,6 +55,8 @@ def run(options: argparse.Namespace) -> None:
     if options.data is None:
         sys.exit("give --data, the folder that holds a folder for each task; or --tables")
     quiet_transformers()
+    if options.model is not None:
+        check_there(options.model)
     places = Places(
         data=options.data, model=options.model, work=options.work, results=RESULTS, keep_runs=options.keep_runs
     )

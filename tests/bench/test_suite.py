@@ -144,6 +144,8 @@ def test_the_key_changes_with_what_is_trained(suite: Suite, tmp_path: Path) -> N
         ('encoder = "tiny"', 'encoder = "other"'),
         ('{ "head.null_space" = true }', "{}"),
         ("[recipes.energy]", 'pooling = "attention"\n[recipes.energy]'),
+        ("[recipes.energy]", "exit_epochs = 3.0\n[recipes.energy]"),
+        ("[recipes.energy]", 'exit_epochs = "recipe"\n[recipes.energy]'),
     ):
         path = tmp_path / "changed.toml"
         path.write_text(TOML.replace(before, after), encoding="utf-8")
@@ -209,6 +211,7 @@ def test_to_json_and_back(suite: Suite) -> None:
         ('encoder = "tiny"', "", "missing"),
         ("splits = 3", "splits = ", "not TOML"),
         ("train_rows = 64", 'problem_type = "ranking"', "problem_type must be"),
+        ("num_layers = 2", 'exit_epochs = "many"', 'recipe plain-2: exit_epochs is a number or "recipe"'),
     ],
 )
 def test_a_suite_that_says_nonsense(tmp_path: Path, before: str, after: str, says: str) -> None:
@@ -241,6 +244,16 @@ def test_the_suite_of_the_benchmarks_reads_and_shares() -> None:
 
 
 # Running it
+
+
+def test_exits_learn_alone_as_a_row_says(suite: Suite, places: Places, trained: Path) -> None:
+    """Not at all, so many epochs, or as the recipe says (which is what a plan without a number means)."""
+    for given, expected in ((0.0, 0.0), (2.5, 2.5), ("recipe", None)):
+        entry = replace(suite.entries["joint"], exit_epochs=given)
+        train = Copying(trained)
+        one = replace(suite, entries={**suite.entries, "joint": entry})
+        run_suite(one, replace(places, results=places.results / str(given)), recipes=["joint"], train=train, say=quiet)
+        assert [plan.exit_epochs for plan in train.plans] == [expected] * 2
 
 
 def test_trains_each_model_once_and_says_what_it_cannot(suite: Suite, places: Places) -> None:

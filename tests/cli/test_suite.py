@@ -64,14 +64,44 @@ def test_a_suite_from_file_to_tables(
     assert json.loads(again.out)["tasks"] == json.loads((out / "tables.json").read_text())["tasks"]
 
 
-def test_nothing_done_is_no_table(cli: Cli, suite: Path, tmp_path: Path) -> None:
-    words = ("compare", "--suite", suite, "--data", tmp_path, "--recipes", "joint,plain", "--out", tmp_path / "out")
-    done = cli(*words)
+def test_no_time_is_no_table(
+    cli: Cli, suite: Path, tmp_path: Path, tiny_encoder: str, toy_data: Callable[[str], str]
+) -> None:
+    data, out = Path(toy_data("single_label_classification")).parent, tmp_path / "out"
+    done = cli("compare", "--suite", suite, "--data", data, "--model", tiny_encoder, "--out", out, "--minutes", "0")
     assert done.status == 0, done.err
-    assert f"Data in {tmp_path}, " in done.err
-    assert "there is no single_label_classification/train.jsonl in the folder of the data" in done.err
+    assert f"Data in {data}, " in done.err
     assert "Nothing is done yet, so there are no tables" in done.out
-    assert not list((tmp_path / "out").glob("*.png"))
+    assert not list(out.glob("*.png"))
+
+
+def test_a_suite_of_which_nothing_can_run(
+    cli: Cli, suite: Path, tmp_path: Path, tiny_encoder: str, toy_data: Callable[[str], str]
+) -> None:
+    out = tmp_path / "out"
+    words = ("compare", "--suite", suite, "--out", out)
+    done = cli(*words, "--data", tmp_path)
+    assert done.status == 2
+    assert (
+        "single_label_classification / joint because there is no single_label_classification/train.jsonl in the "
+        in (done.err)
+    )
+    assert "put train.jsonl and dev.jsonl there" in done.err
+    assert f"why the others cannot stands in {out}/suite.json" in done.err
+    cells = json.loads((out / "suite.json").read_text())["cells"]
+    assert "did you mean joint?" in cells[2]["reason"]
+    data = Path(toy_data("single_label_classification")).parent
+    done = cli(*words, "--data", data, "--model", tiny_encoder, "--recipes", "jiont")  # the others could
+    assert done.status == 2
+    assert "did you mean joint?" in done.err
+
+
+def test_a_suite_without_its_places(cli: Cli, suite: Path, tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    done = cli("compare", "--suite", suite, "--data", nowhere)
+    assert (done.status, f"there is no folder {nowhere}" in done.err) == (2, True)
+    done = cli("compare", "--suite", suite, "--data", tmp_path, "--model", nowhere)
+    assert (done.status, f"there is no folder {nowhere}: check its name" in done.err) == (2, True)
 
 
 def test_what_does_not_go_together(cli: Cli, suite: Path, trained: Path, tmp_path: Path) -> None:

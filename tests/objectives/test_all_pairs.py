@@ -155,7 +155,7 @@ def test_the_hyper_gradient_in_a_slow_loop(step: int, clo: float) -> None:
     )
     logits = torch.stack([out.logits for out in heads.outputs()])
     found = objective.hyper_gradient(logits, heads.labels, replace(heads.moment, step=step))
-    torch.testing.assert_close(found, expected / expected.norm(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found / found.norm(), expected / expected.norm(), atol=1e-5, rtol=1e-4)
 
 
 def test_a_term_that_helps_on_other_rows_gains_weight() -> None:
@@ -193,6 +193,34 @@ def test_the_weights_get_the_hyper_gradient_and_the_model_its_own() -> None:
     (again.weights(LAYERS, logits)[:-1] * hyper).sum().backward()
     assert objective.levels.grad.abs().sum() > 0
     torch.testing.assert_close(objective.levels.grad, again.levels.grad)
+
+
+@pytest.mark.parametrize("teachers", ["all", "later"])
+def test_learned_weights_are_what_terms_count(teachers: Any) -> None:
+    """The loss and the heads' gradients are those of the weighed terms, wherever learning has brought the weights."""
+    heads = Heads()
+    objective = AllPairs(EXITS, teachers=teachers)
+    objective.levels.data = torch.linspace(-3, 3, EXITS * (EXITS - 1)).view(EXITS - 1, EXITS)
+    weights = objective.weights(LAYERS, torch.zeros(1)).detach()
+    assert not torch.allclose(weights[:-1], objective.fixed(LAYERS, torch.zeros(1))[:-1], atol=0.01)
+    outputs = heads.outputs()
+    expected = sum(weights[m, t] * term(outputs, heads.labels, m, t, 2.0) for m in range(EXITS) for t in range(EXITS))
+    found = objective(outputs, LAYERS, heads.labels, SINGLE, heads.moment)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    ours, slow = (torch.autograd.grad(loss, heads.parameters, retain_graph=True) for loss in (found, expected))
+    for gradient, other in zip(ours, slow, strict=True):
+        torch.testing.assert_close(gradient, other, atol=1e-6, rtol=1e-5)
+
+
+def test_the_hyper_gradient_has_no_part_in_clipping() -> None:
+    """Trainer clips all gradients by their common norm: that of the weights must not shorten the model's."""
+    heads = Heads()
+    objective = AllPairs(EXITS)
+    objective(heads.outputs(), LAYERS, heads.labels, SINGLE, heads.moment).backward()
+    model = torch.stack([p.grad.norm() for p in heads.parameters]).norm()
+    both = torch.stack([model, objective.levels.grad.norm()]).norm()
+    assert objective.levels.grad.any()
+    assert both.item() == pytest.approx(model.item(), rel=1e-6)
 
 
 QUIET = {

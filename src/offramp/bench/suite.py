@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from offramp.calibration.fitting import Fitted
 from offramp.criteria import Criterion, make
@@ -59,8 +59,8 @@ class Entry:
     """Only the encoder's first layers, so many of them; None: all."""
     pooling: Pooling | None = None
     """As ``Plan.pooling``; None: as the encoder was pretrained to be read, whatever the recipe says."""
-    exit_epochs: float = 0.0
-    """As ``Plan.exit_epochs``; what the recipe says of it does not count here."""
+    exit_epochs: float | Literal["recipe"] = 0.0
+    """As ``Plan.exit_epochs``; ``recipe``: as the recipe says."""
     criterion: str | None = None
     """A criterion by name, with its defaults; None: the recipe's own."""
 
@@ -161,6 +161,7 @@ class Suite:
         """
         entry, task = self.entries[cell.recipe], self.tasks[cell.task]
         recipe = entry.loaded()
+        exit_epochs = ["recipe", recipe.exit_epochs] if entry.exit_epochs == "recipe" else entry.exit_epochs
         said = {
             "encoder": self.encoder,
             "num_layers": entry.num_layers,
@@ -169,7 +170,7 @@ class Suite:
             "arguments": self.plan_arguments(cell),
             "recipe": {name: value for name, value in _changed(recipe).items() if name not in NOT_OF_TRAINING},
             **({"pooling": entry.pooling} if entry.pooling else {}),
-            **({"exit_epochs": entry.exit_epochs} if entry.exit_epochs else {}),
+            **({"exit_epochs": exit_epochs} if exit_epochs else {}),
         }
         return hashlib.sha256(json.dumps(_plain(said), sort_keys=True).encode()).hexdigest()[:16]
 
@@ -257,6 +258,9 @@ def _check(suite: Suite) -> None:
                 raise DataError(f"tier {tier.name} has seeds for {task!r}, and no task is called that")
             if not isinstance(count, int) or count < 0:
                 raise DataError(f"tier {tier.name}: seeds of {task} is a whole number of 0 or more, not {count!r}")
+    for entry in suite.entries.values():
+        if entry.exit_epochs != "recipe" and not isinstance(entry.exit_epochs, int | float):
+            raise DataError(f'recipe {entry.name}: exit_epochs is a number or "recipe", not {entry.exit_epochs!r}')
     for one in suite.tasks.values():
         if one.problem_type not in PROBLEM_TYPES:
             raise DataError(f"task {one.name}: problem_type must be one of {', '.join(PROBLEM_TYPES)}")

@@ -24,9 +24,11 @@ from offramp.bench.suite_traces import load_small, save_small
 from offramp.errors import RunError
 from offramp.traces.trace import Trace
 
-__all__ = ["DONE", "Results"]
+__all__ = ["BEGUN", "DONE", "NOT_YET", "Results"]
 
 DONE, NOT_RUN = "done", "not run"
+BEGUN, NOT_YET = "begun", "not run yet"
+"""Why a cell is not run that only wants time."""
 _FROM_RECORD = ("seconds", "pieces", "rows", "encoder_hash", "data_hash", "metric", "full_depth", "trace", "commit",
                 "dirty", "date", "machine", "versions")  # fmt: skip
 

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 from offramp.bench.provenance import provenance, write_result
 from offramp.bench.suite import Cell, Suite, SuiteTask, select
 from offramp.bench.suite_inputs import check_inputs, data_files, data_hash, encoder_hash, missing_data
-from offramp.bench.suite_results import Results
-from offramp.errors import InUseError, KnobError, OfframpError, RunError
+from offramp.bench.suite_results import BEGUN, NOT_YET, Results
+from offramp.errors import DataError, InUseError, KnobError, OfframpError, RunError
 from offramp.run import Run
 from offramp.traces.curves import full_depth, static_exits
 from offramp.traces.store import load_trace
@@ -89,10 +89,13 @@ def run_suite(
 
     Raises:
         KnobError: a task or recipe that the suite does not have, or minutes below 0.
+        DataError: the root of the data is no folder.
         RunError: the results hold cells of another encoder, or of other rows.
     """
     if minutes is not None and not minutes >= 0:
         raise KnobError(f"--minutes must be 0 or more, not {minutes}")
+    if not places.data.is_dir():
+        raise DataError(f"there is no folder {places.data}: --data takes the folder that holds a folder for each task")
     end = None if minutes is None else time.monotonic() + 60 * minutes
     runner = _Runner(suite, places, Results(places.results), train or _train, say)
     runner.check_what_is_there()
@@ -149,7 +152,7 @@ class _Runner:
         if self.results.record(cell.task, key) is not None:
             return key, None
         reason = why_not(self.suite, self.places, cell) or self.results.failure(cell.task, key)
-        return key, reason or ("begun" if _begun(self.folder(cell, key)) else "not run yet")
+        return key, reason or (BEGUN if _begun(self.folder(cell, key)) else NOT_YET)
 
     @cached_property
     def encoder(self) -> str:
@@ -299,7 +302,7 @@ class _Runner:
             max_length=self.suite.max_length,
             max_train_samples=task.train_rows,
             arguments=self.suite.plan_arguments(cell),
-            exit_epochs=entry.exit_epochs,
+            exit_epochs=None if entry.exit_epochs == "recipe" else entry.exit_epochs,
         )
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from offramp.errors import KnobError
+from offramp.errors import DataError, KnobError
 
 __all__ = ["compare_suite", "list_cells", "write_tables"]
 
@@ -44,6 +44,8 @@ def compare_suite(
 
     Raises:
         KnobError: no data for a file of a suite.
+        DataError: nothing is done and no cell can be.
+        RunError: the encoder cannot be had.
         OfframpError: as ``load_suite``, ``run_suite`` and ``compute``.
     """
     if suite.is_dir():
@@ -51,18 +53,36 @@ def compare_suite(
     from offramp.bench.suite import load_suite
     from offramp.bench.suite_run import Places, run_suite
     from offramp.cli.common import quiet_transformers
+    from offramp.cli.hub import check_there
 
     loaded = load_suite(suite)
-    if model is not None:
-        loaded = replace(loaded, encoder=model)
     if data is None:
         raise KnobError(f"--suite {suite} needs --data: the folder that holds a folder for each of its tasks")
+    if model is not None:
+        check_there(model)
+        loaded = replace(loaded, encoder=model)
     folder = out or Path("runs") / f"suite-{loaded.name}"
     places = Places(data=Path(data), results=folder, work=work or folder / "work", keep_runs=keep_runs)
     quiet_transformers()
     _say(f"Data in {data}, results in {folder}")
-    _say(list_cells(run_suite(loaded, places, minutes=minutes, tasks=tasks, recipes=recipes, say=_say)))
+    cells = run_suite(loaded, places, minutes=minutes, tasks=tasks, recipes=recipes, say=_say)
+    _say(list_cells(cells))
+    asked = [c for c in cells if (not tasks or c["task"] in tasks) and (not recipes or c["recipe"] in recipes)]
+    _check_that_some_can_run(asked, folder)
     return write_tables(folder, pages=folder), folder
+
+
+def _check_that_some_can_run(cells: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Complain where nothing is done, and nothing is left that only wants time."""
+    from offramp.bench.suite_results import BEGUN, DONE, NOT_YET
+
+    if any(cell["status"] == DONE or cell["reason"] in (BEGUN, NOT_YET) for cell in cells):
+        return
+    cell = cells[0]
+    raise DataError(
+        f"no cell of the suite can be run, {cell['task']} / {cell['recipe']} because {cell['reason']}; "
+        f"why the others cannot stands in {folder}/suite.json"
+    )
 
 
 def write_tables(results: Path, *, pages: Path) -> dict[str, Any]:

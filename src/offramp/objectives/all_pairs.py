@@ -28,6 +28,9 @@ By = Literal["equal", "depth"]
 _ONE = math.log(math.expm1(1.0))
 """Its softplus is 1."""
 
+_LENGTH = 1e-3
+"""Of the hyper-gradient: next to nothing in the norm that the model's gradients are clipped by."""
+
 
 def pair_terms(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """Every term of the loss, mean over rows: logits [E, B, C], labels [B] -> [E, E].
@@ -149,10 +152,10 @@ class AllPairs(nn.Module):
         return learning and moment.step % self.every == 0 and moment.progress >= self.warmup
 
     def hyper_gradient(self, logits: Tensor, labels: Tensor, moment: Moment) -> Tensor:
-        """Which way the weights of the early exits' terms ought to fall: [E - 1, E], of length 1 (or 0).
+        """Which way the weights of the early exits' terms ought to fall: [E - 1, E], of a small fixed length (or 0).
 
-        The length is set because a step of AdamW does not depend on it, and clipping the gradients of the model must
-        not either.
+        The length is set because a step of AdamW does not depend on it, and small because all gradients are clipped
+        by their common norm: how the model's are must not depend on it either.
         """
         # Every other row: batches are often sorted by length. The halves change roles at every update.
         swap = moment.step // self.every % 2
@@ -162,7 +165,7 @@ class AllPairs(nn.Module):
         judged = other.diagonal().mean() + self.clo * terms.diagonal().mean()
         found = -_alignment(terms, judged, moment.heads)[:-1]
         length: Tensor = torch.linalg.vector_norm(found)
-        return found / length.clamp(min=torch.finfo(found.dtype).tiny)
+        return _LENGTH * found / length.clamp(min=torch.finfo(found.dtype).tiny)
 
 
 def _alignment(terms: Tensor, judged: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:

@@ -26,7 +26,8 @@ There is no public code, and no public text gives the temperature, the split, th
 - Gradients are compared over the exits' own parameters, not over the encoder: what one exit's loss does to another
   through the encoder is not seen. So the last exit, which is the model's own head, keeps w = 1.
 - "Mean 1" counts each term as much as it weighs at the start: the sum of all weights never changes. The
-  hyper-gradient is brought to length 1, and the main optimiser applies it, at a learning rate of its own.
+  hyper-gradient is brought to a small fixed length, so that it has no part in how the model's gradients are clipped,
+  and the main optimiser applies it, at a learning rate of its own.
 - Heads are PABEE's: linear, on the pooling chosen for the model. With ``objective.distil=0``, ``objective.by=depth``
   and fixed weights, training is PABEE's.
 - Classification with one label a text only.
