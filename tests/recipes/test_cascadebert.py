@@ -104,6 +104,27 @@ def test_it_was_trained_with_difficulties(run: Run, asked: list[np.ndarray[Any, 
     assert set(found.tolist()) <= {0.0, 1.0}
 
 
+def test_the_small_model_is_less_sure_of_hard_rows(
+    make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said that one class is hard, it is less sure of its texts than the same training without the term."""
+    hard = 1  # the class
+    monkeypatch.setattr(
+        module, "measure_hardness", lambda needs, model, rows, *_, **__: (rows.labels == hard).astype(np.float64)
+    )
+    apart = {}
+    for beta in (0.0, 5.0):
+        out = tmp_path / f"beta-{beta}"
+        trace = load_trace(
+            module.train(make_plan(out, recipe="cascadebert", settings={"objective.beta": beta})).folder
+            / "traces"
+            / "dev"
+        )
+        doubt = scores(trace, Confidence())[0]
+        apart[beta] = doubt[trace.labels == hard].mean() - doubt[trace.labels != hard].mean()
+    assert apart[5.0] > apart[0.0] + 0.02
+
+
 @pytest.mark.parametrize("max_rows", [1, 32])
 def test_the_large_model_computes_only_the_rows_that_reach_it(
     runtime: TorchRuntime, trace: Trace, texts: list[Encoded], max_rows: int

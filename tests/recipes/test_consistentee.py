@@ -96,6 +96,27 @@ def test_a_dear_layer_makes_texts_leave_earlier(mean_exit: Callable[[float], flo
     assert dear < 1.5
 
 
+def test_rows_that_are_memorised_late_may_stay(
+    make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Depth costs nothing for them: whichever class is said to be, its texts are more likely to go on."""
+
+    def going_on(late: int) -> float:
+        """Log-odds of going on at the first exit, texts of class 1 above those of class 0."""
+        monkeypatch.setattr(
+            module, "measure_hardness", lambda needs, model, rows, *_, **__: np.where(rows.labels == late, 3.0, 1.0)
+        )
+        plan = make_plan(
+            tmp_path / str(late), recipe="consistentee", settings={"objective.alpha": 2.0}, arguments=steps(24)
+        )
+        trace = load_trace(module.train(plan).folder / "traces" / "dev")
+        on = trace.extras["gate"][0].astype(np.float64)
+        odds = np.log(on) - np.log1p(-on)
+        return float(odds[trace.labels == 1].mean() - odds[trace.labels == 0].mean())
+
+    assert going_on(1) > going_on(0) + 0.5
+
+
 def test_settings_go_to_the_phases_that_have_them() -> None:
     recipe = load_recipe("consistentee").changed({"objective.alpha": 0.08, "objective.by": "equal"})
     assert [phase.objective.settings.get("alpha") for phase in recipe.training] == [None, 0.08, 0.08]
