@@ -83,6 +83,9 @@ class Variant:
     classifier: bool = False
     """Early exits' classifiers are trained again, as the prototypical network is: does distance help, or a second and
     better trained reading of the same vector?"""
+    classes: int = 0
+    """Above 0: the classes are dealt at random into problems of so many, each with classifiers, network and prototypes
+    of its own, which take as many steps as all classes together would; a text is judged among those of its problem."""
     temperature: bool = False
     """Logits at temperatures fitted to the held-out third, for entropy alone as well."""
     rule: Mapping[str, Any] = field(default_factory=dict)
@@ -126,6 +129,7 @@ VARIANTS: dict[str, Variant] = {
     "classifiers trained again": Variant(classifier=True),
     "classifiers trained again, softmax": Variant(classifier=True, form="softmax"),
     "classifiers trained again, 50 epochs": Variant(classifier=True, epochs=50),
+    **{f"{k} classes": Variant(classifier=True, classes=k) for k in (2, 5, 10, 20, 38)},
     "no network, geometric": Variant(network="identity", means="train", epochs=0, rule={"fusion": "geometric"}),
     "no network, temperature": Variant(network="identity", means="train", epochs=0, temperature=True),
 }
@@ -356,9 +360,10 @@ def _one_repeat(variant: Variant, learn: Features, dev: Features, layers: Sequen
     order = np.random.default_rng(repeat).permutation(len(dev.labels))
     third = len(order) // 3
     held, judge = _rows(dev, order[:third]), _rows(dev, order[third:])
-    far = distances(variant, learn, held, judge, 100 * repeat)
-    if variant.classifier:
-        judge = replace(judge, logits=_retrained(variant, learn, judge, 100 * repeat))
+    if variant.classes:
+        judge, far = _in_problems(variant, learn, held, judge, 100 * repeat)
+    else:
+        judge, far = _with_distances(variant, learn, held, judge, 100 * repeat)
     trace = _trace(judge, layers, far)
     if variant.temperature:
         by_exit = np.array(fit_temperatures(_trace(held, layers, None)), dtype=np.float32)[:, None, None]
@@ -377,6 +382,44 @@ def _one_repeat(variant: Variant, learn: Features, dev: Features, layers: Sequen
         "gaps": {name: [_gap(cell) for cell in rows[name]["cells"]] for name in ("dr", "edr")},
         "auroc": _auroc(trace, variant),
     }
+
+
+def _with_distances(
+    variant: Variant, learn: Features, held: Features, judge: Features, seed: int
+) -> tuple[Features, Floats]:
+    """The rows that judge, their logits learned again where that is the variant; and their distances."""
+    far = distances(variant, learn, held, judge, seed)
+    return (replace(judge, logits=_retrained(variant, learn, judge, seed)) if variant.classifier else judge), far
+
+
+def _in_problems(
+    variant: Variant, learn: Features, held: Features, judge: Features, seed: int
+) -> tuple[Features, Floats]:
+    """The same in problems of few classes each; classes that fill no problem are left out."""
+    size = variant.classes
+    dealt = np.random.default_rng(seed).permutation(judge.logits.shape[-1])
+    found: list[tuple[Features, Floats]] = []
+    for chosen in dealt[: len(dealt) // size * size].reshape(-1, size):
+        mine, theirs, judged = (_of_classes(features, chosen) for features in (learn, held, judge))
+        batches = [-(-len(features.labels) // BATCH) for features in (learn, mine)]
+        small = replace(variant, epochs=round(variant.epochs * batches[0] / batches[1]))
+        found.append(_with_distances(small, mine, theirs, judged, seed))
+    whole = {
+        "pooled": np.concatenate([one.pooled for one, _ in found], axis=1),
+        "logits": np.concatenate([one.logits for one, _ in found], axis=1),
+        "labels": np.concatenate([one.labels for one, _ in found]),
+        "lengths": np.concatenate([one.lengths for one, _ in found]),
+    }
+    return Features(**whole), np.concatenate([far for _, far in found], axis=1)
+
+
+def _of_classes(features: Features, chosen: NDArray[np.int64]) -> Features:
+    """Rows and logits of some classes, which are numbered anew."""
+    rows = np.flatnonzero(np.isin(features.labels, chosen))
+    mine = _rows(features, rows)
+    number = {int(label): i for i, label in enumerate(chosen)}
+    labels = np.array([number[int(label)] for label in mine.labels], dtype=np.int64)
+    return replace(mine, logits=mine.logits[..., chosen], labels=labels)
 
 
 def _gap(cell: Mapping[str, Any] | None) -> list[float] | None:

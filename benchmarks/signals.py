@@ -5,9 +5,9 @@
 
 Numbers, for every DE3-BERT training of the suite and for every run (its dev trace): the AUROC of each signal for "this
 exit is right", by layer; and at 2x and 3x layer speed-up (entropy's thresholds, chosen on the same rows: this
-describes, it does not promise) how many leave where, how many of them are wrong, and whether a signal still tells those
-from the right ones. Beside them, how often the nearest prototype is the right class's, and the score of early exit by
-each signal, with knobs chosen on one half and scored on the other.
+describes, it does not promise) how many leave where, how many of them are wrong (and right at full depth), and whether
+a signal still tells those from the right ones. Beside them, how often the nearest prototype is the right class's, and
+the score of early exit by each signal, with knobs chosen on one half and scored on the other.
 
 Writes benchmarks/results/signals.json; pictures (two principal components of the metric space, dev texts by class,
 prototypes as stars) go to docs/research/space-TASK.png.
@@ -110,6 +110,7 @@ def leavers(trace: Trace, target: float) -> list[dict[str, Any]] | None:
                 "layer": int(trace.layers[exit_]),
                 "left": len(left),
                 "wrong": int(wrong.sum()),
+                "right at full depth": int((wrong & ~wrong_at(trace, trace.num_exits - 1)[left]).sum()),
                 # Among those whom entropy let go: does a signal still know right from wrong?
                 "auroc": {name: float(roc_auc_score(wrong, one)) if both else None for name, one in told.items()},
             }

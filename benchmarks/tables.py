@@ -159,9 +159,11 @@ def prototypes(result: Result) -> str:
     speeds = [f"{target:g}x" for target in result["method"]["targets"][1:]]
     lines = [
         "Entropy's own area, and the points that EDR, its lambda chosen, adds to it on the same model: area / at "
-        f"{' / '.join(speeds)} layer speed-up. Then means over models and tasks with a standard error (over dev rows; "
-        f"{result['method']['repeats']} parts of dev; models of one task share their rows, tasks are independent), and "
-        'the AUROC of entropy / DR / EDR (lambda 1) for "the first exit is right", mean over models.',
+        f"{' / '.join(speeds)} layer speed-up. Then means over those models that the change was tried on, with a "
+        f"standard error (over dev rows; {result['method']['repeats']} parts of dev; models of one task share their "
+        "rows, tasks are independent), after *base* what the row base has on just these models, and the AUROC of "
+        'entropy / DR / EDR (lambda 1) for "the first exit is right", mean over them. Rows tried on different models '
+        "compare with their base, not with each other.",
         "",
         "| "
         + " | ".join(["change", *runs, "mean area", *(f"mean at {x}" for x in speeds), "AUROC, first exit"])
@@ -171,7 +173,11 @@ def prototypes(result: Result) -> str:
     for variant in variants:
         found = {cell["run"]: cell for cell in cells if cell["variant"] == variant}
         told = [" / ".join(_added(found[run])) if run in found else "not run" for run in runs]
-        lines.append(f"| {variant} | {' | '.join(told)} | {' | '.join(_over_models(list(found.values())))} |")
+        means = _over_models(list(found.values()))
+        if variant != "base":
+            base = _over_models([cell for cell in cells if cell["variant"] == "base" and cell["run"] in found])
+            means = [f"{mine}; base {other.partition(' ±')[0]}" for mine, other in zip(means, base, strict=True)]
+        lines.append(f"| {variant} | {' | '.join(told)} | {' | '.join(means)} |")
     return "\n".join([*lines, "", _origin(result, "python benchmarks/prototypes.py")])
 
 
@@ -204,8 +210,16 @@ def _over_models(cells: Sequence[Result]) -> list[str]:
     return [*told, " / ".join(f"{value:.3f}" for value in first)]
 
 
+_ENOUGH = 10
+"""Rows of either kind: of fewer an AUROC says next to nothing."""
+
+
 def signals(result: Result) -> str:
-    """AUROC of entropy, DR and EDR for "this exit is right", by layer; and what early exit by them scores."""
+    """AUROC of entropy, DR and EDR for "this exit is right", by layer; and what early exit by them scores.
+
+    Of the suite's trainings seed 0: the others stand in the result.
+    """
+    result = {**result, "cells": [cell for cell in result["cells"] if "train_rows" in cell or cell["seed"] == 0]}
     depth = max((len(cell["auroc"]["entropy"]) for cell in result["cells"]), default=0)
     lines = [
         "| task, training rows | signal | "
@@ -217,8 +231,37 @@ def signals(result: Result) -> str:
         for name in cell["auroc"]:
             told = " | ".join(f"{value:.3f}" for value in cell["auroc"][name])
             lines.append(f"| {cell['task']}, {_rows_of(cell)} | {name} | {told} | {_among(cell, name)} |")
-    lines += ["", *_by_signal(result), "", _origin(result, "python benchmarks/signals.py")]
+    lines += ["", *_leavers(result), "", *_by_signal(result), "", _origin(result, "python benchmarks/signals.py")]
     return "\n".join(lines)
+
+
+def _leavers(result: Result) -> list[str]:
+    """Which exits err at a layer speed-up, and whether signals tell there."""
+    shown = [(cell, target) for cell in result["cells"] for target in cell["leavers"] if cell["leavers"][target]]
+    layers = [row["layer"] for row in max((cell["leavers"][target] for cell, target in shown), key=len, default=())]
+    lines = [
+        "Which exits err: of a hundred dev rows, how many leave by entropy after each layer; of a hundred of those how "
+        "many are wrong, and in brackets wrong there and right at full depth; then the AUROC of entropy / DR / EDR "
+        "for right and wrong among them (where at least ten of each are there):",
+        "",
+        "| task, training rows | at | " + " | ".join(f"after layer {layer}" for layer in layers) + " |",
+        "|---|---|" + "---|" * len(layers),
+    ]
+    for cell, target in shown:
+        told = [_of_exit(row, cell["n"]) for row in cell["leavers"][target]]
+        lines.append(f"| {cell['task']}, {_rows_of(cell)} | {target}x | {' | '.join(told)} |")
+    return lines
+
+
+def _of_exit(row: Result, rows: int) -> str:
+    """Who left at one exit."""
+    left, wrong, lost = row["left"], row["wrong"], row["right at full depth"]
+    if not left:
+        return "nobody"
+    told = f"{100 * left / rows:.0f}: {100 * wrong / left:.1f} ({100 * lost / left:.1f})"
+    if min(wrong, left - wrong) < _ENOUGH:
+        return told
+    return told + ", " + " / ".join(f"{row['auroc'][name]:.2f}" for name in ("entropy", "dr", "edr"))
 
 
 def _by_signal(result: Result) -> list[str]:
@@ -282,8 +325,10 @@ def prototype_overhead(result: Result) -> str:
         f"{result['setup']['rounds']} interleaved rounds. "
         f'"One encoder layer": {result["setup"]["tokens"]} tokens a text.',
         "",
-        "| classes | batch | bytes added | " + " | ".join(names) + " |",
-        "|---|---|---|" + "---|" * len(names),
+        "| classes | batch | parameters of the network, numbers in prototypes | bytes added | "
+        + " | ".join(names)
+        + " |",
+        "|---|---|---|---|" + "---|" * len(names),
     ]
     for row in result["rows"]:
         told = [
@@ -292,7 +337,11 @@ def prototype_overhead(result: Result) -> str:
             else "{median:.1f} ({low:.1f}-{high:.1f})".format(**row["microseconds"][name])
             for name in names
         ]
-        lines.append(f"| {row['classes']:,} | {row['batch']} | {row['sizes']['bytes_added']:,} | {' | '.join(told)} |")
+        sizes = row["sizes"]
+        lines.append(
+            f"| {row['classes']:,} | {row['batch']} | {sizes['network']:,}, {sizes['prototypes']:,} | "
+            f"{sizes['bytes_added']:,} | {' | '.join(told)} |"
+        )
     return "\n".join([*lines, "", _origin(result, "python benchmarks/prototype_overhead.py")])
 
 
@@ -757,9 +806,9 @@ def learned_stopping(result: Result) -> str:
     lines = []
     for training in result["trainings"]:
         tasks = training["tasks"]
-        names = ", ".join(f"{task['task']} ({task['n']:,})" for task in tasks)
+        names = ", ".join(_in_words(task) for task in tasks)
         lines += [
-            f"On models trained by `{training['recipe']}`: {names}, dev rows in brackets. Points above each criterion:",
+            f"On models trained by `{training['recipe']}`: {names}. Points above each criterion:",
             "",
             f"| | {heads} |",
             "|---|" + "---|" * len(targets),
@@ -767,15 +816,32 @@ def learned_stopping(result: Result) -> str:
         for task in tasks:
             lines.append(f"| entropy, {task['task']} | {_above(task['gaps']['entropy'])} |")
         lines += [f"| **{name}, mean over tasks** | {_above(row)} |" for name, row in training["mean"].items()]
-        ours = sum(one["gap"] > 0 for task in tasks for one in task["significant"])
-        theirs = sum(one["gap"] < 0 for task in tasks for one in task["significant"])
+        best = ", ".join(
+            f"{one['criterion']} at {one['target']:g}x ({_above([one['gap']])})" for one in training["best"]
+        )
         lines += [
             "",
-            f"Significant after Holm's correction, of all criteria, tasks and speed-ups: {ours} where learned stopping "
-            f"is better, {theirs} where it is worse.",
+            f"The best single published criterion, mean over tasks, and what learned stopping is above it: {best}.",
+            "",
+            f"Published criteria, layer speed-ups and tasks together: {_significant(tasks, 'corrected', result)} after "
+            f"Holm's correction within each task, {_significant(tasks, 'p', result)} before it.",
             "",
         ]
     return "\n".join([*lines, _origin(result, "python benchmarks/learned_stopping.py")])
+
+
+def _in_words(task: Result) -> str:
+    """A task with its dev rows, seeds and metric."""
+    seeds = "" if len(task["seeds"]) == 1 else f", {len(task['seeds'])} seeds"
+    return f"{task['task']} ({task['n']:,} dev rows{seeds}, {task['metric']})"
+
+
+def _significant(tasks: Sequence[Result], by: str, result: Result) -> str:
+    """In how many places learned stopping is significantly better and worse."""
+    found = [one["gap"] > 0 for task in tasks for one in task["significant"] if one[by] < result["method"]["level"]]
+    return (
+        f"{sum(found)} where learned stopping is significantly better and {len(found) - sum(found)} where it is worse"
+    )
 
 
 def _above(gaps: Sequence[Sequence[float] | None]) -> str:

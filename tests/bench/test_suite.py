@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from offramp.bench.suite import Cell, Suite, load_suite, select
 from offramp.bench.suite_results import Results
@@ -368,6 +370,56 @@ def test_a_cell_that_another_process_trains_is_left_to_it(suite: Suite, places: 
     assert "toy / plain / seed 0: left out, another process trains it" in lines
     assert next(cell for cell in cells if cell["seed"] == 0)["reason"] == "not run yet"
     assert Results(places.results).failure("toy", key) is None
+
+
+# What trainings have in common at their beginning
+
+SHARING = """
+[recipes.late]
+recipe = "joint"
+settings = { "head.null_space" = true }
+exit_epochs = 1.0
+
+[[tiers]]
+name = "C"
+recipes = ["plain", "deebert", "fastbert", "joint", "late"]
+seeds = { toy = 1 }
+"""
+
+
+def test_a_first_phase_that_several_share_is_trained_once(places: Places, tmp_path: Path) -> None:
+    path = tmp_path / "sharing.toml"
+    path.write_text(TOML[: TOML.index("[[tiers]]")] + SHARING, encoding="utf-8")
+    suite = load_suite(path)
+    train = Counting()
+    cells = run_suite(suite, places, train=train, say=quiet)
+    assert [cell["recipe"] for cell in cells if cell["status"] == "done"] == list(suite.tiers[0].recipes)
+    taken = {plan.recipe: plan.first_phase for plan in train.plans}
+    assert [plan.first_phase is not None for plan in train.plans] == [False, True, True, False, True]
+    assert taken["deebert"] == taken["fastbert"] != train.plans[-1].first_phase
+    results = Results(places.results)
+    told = {record["recipe"]: record["first_phase"] for record in results.records()}
+    assert [told[name] for name in ("plain", "joint")] == ["trained", "trained"]
+    assert [told[name] for name in ("deebert", "fastbert", "late")] == ["taken over"] * 3
+    last = {c.recipe: results.trace("toy", suite.key(c)).logits[-1] for c in suite.cells()}
+    for name in ("deebert", "fastbert"):
+        np.testing.assert_array_equal(last[name], last["plain"])  # the encoder is the plain fine-tune, to the last bit
+    np.testing.assert_array_equal(last["late"], last["joint"])
+    early = {c.recipe: results.trace("toy", suite.key(c)).logits[0] for c in suite.cells() if c.recipe != "plain"}
+    assert not np.array_equal(early["late"], early["joint"])  # its exits went on from there
+
+
+def test_weights_of_another_training_are_not_taken_over(places: Places, trained: Path, tmp_path: Path) -> None:
+    from offramp.model.modeling import load_early_exit
+    from offramp.training.train import take_over
+
+    shutil.copytree(trained, tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    model = load_early_exit(trained)
+    take_over(model, tmp_path / "other", "all")
+    model.classifier = torch.nn.Linear(config["hidden_size"], 7)
+    with pytest.raises(RunError, match=r"has no classifier\.\w+ as this model has it: it is of another training"):
+        take_over(model, tmp_path / "other", "backbone")
 
 
 def _begins(plan: Any) -> None:

@@ -20,7 +20,7 @@ from offramp.errors import DataError, KnobError
 from offramp.recipes import Recipe, load_recipe
 from offramp.types import PROBLEM_TYPES, Pooling, ProblemType
 
-__all__ = ["Cell", "Entry", "Suite", "SuiteTask", "Tier", "load_suite"]
+__all__ = ["Cell", "Entry", "Suite", "SuiteTask", "Tier", "changed_fields", "load_suite"]
 
 NOT_OF_TRAINING = ("summary", "source", "criteria", "fit", "pooling", "exit_epochs")
 """Fields of a recipe that a trained model does not depend on: of the last two, a row has its own."""
@@ -168,7 +168,7 @@ class Suite:
             "max_length": self.max_length,
             "task": [task.name, task.folder, task.problem_type, task.train_rows],
             "arguments": self.plan_arguments(cell),
-            "recipe": {name: value for name, value in _changed(recipe).items() if name not in NOT_OF_TRAINING},
+            "recipe": {name: value for name, value in changed_fields(recipe).items() if name not in NOT_OF_TRAINING},
             **({"pooling": entry.pooling} if entry.pooling else {}),
             **({"exit_epochs": exit_epochs} if exit_epochs else {}),
         }
@@ -284,13 +284,13 @@ def select(cells: Sequence[Cell], *, tasks: Sequence[str] = (), recipes: Sequenc
     return [cell for cell in cells if (not tasks or cell.task in tasks) and (not recipes or cell.recipe in recipes)]
 
 
-def _changed(value: Any) -> Any:
-    """As ``_plain``, without fields that are at their defaults: a field that recipes gain later changes no key."""
+def changed_fields(value: Any) -> Any:
+    """As JSON has it, without fields that are at their defaults: a field that recipes gain later changes no key."""
     if is_dataclass(value) and not isinstance(value, type):
         parts = {f.name: (getattr(value, f.name), f) for f in fields(value)}
-        return {name: _changed(part) for name, (part, f) in parts.items() if part != _default(f)}
+        return {name: changed_fields(part) for name, (part, f) in parts.items() if part != _default(f)}
     if isinstance(value, list | tuple):
-        return [_changed(item) for item in value]
+        return [changed_fields(item) for item in value]
     return _plain(value)
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from offramp.bench.provenance import provenance, write_result
 from offramp.bench.suite import Cell, Suite, SuiteTask, select
+from offramp.bench.suite_first_phase import first_phase_folder, keep_first_phase
 from offramp.bench.suite_inputs import check_inputs, data_files, data_hash, encoder_hash, missing_data
 from offramp.bench.suite_results import BEGUN, NOT_YET, Results
 from offramp.errors import DataError, InUseError, KnobError, OfframpError, RunError
@@ -246,12 +247,14 @@ class _Runner:
             "data_hash": self.data(cell.task),
             "seconds": round(seconds, 1),
             "pieces": pieces,
+            "first_phase": "taken over" if "taken from" in trained.get("phases", [{}])[0] else "trained",
             "metric": metric,
             "full_depth": full_depth(trace)[metric],
             "exits": [one[metric] for one in static_exits(trace)],
             **provenance(seeds=[cell.seed]),
         }
         self.results.keep(trace, record)
+        keep_first_phase(self.suite, cell, folder, self.places.work)
         if not self.places.keep_runs:
             shutil.rmtree(folder, ignore_errors=True)
         _clock(folder).unlink(missing_ok=True)
@@ -286,6 +289,7 @@ class _Runner:
         from offramp.training.train import Plan, pretrained_pooling
 
         entry, task = self.suite.entries[cell.recipe], self.suite.tasks[cell.task]
+        first = first_phase_folder(self.suite, cell, self.places.work)
         model = self.places.model or self.suite.encoder
         pooling = entry.pooling or pretrained_pooling(model)
         if entry.num_layers is not None:
@@ -302,8 +306,14 @@ class _Runner:
             max_length=self.suite.max_length,
             max_train_samples=task.train_rows,
             arguments=self.suite.plan_arguments(cell),
+            first_phase=first if first.is_dir() and self._goes_on(cell) else None,
             exit_epochs=None if entry.exit_epochs == "recipe" else entry.exit_epochs,
         )
+
+    def _goes_on(self, cell: Cell) -> bool:
+        """Whether there is something to train after the first phase."""
+        entry = self.suite.entries[cell.recipe]
+        return len(entry.loaded().training) > 1 or bool(entry.exit_epochs)
 
 
 def _train(plan: Plan) -> None:

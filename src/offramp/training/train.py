@@ -80,13 +80,16 @@ class Plan:
     """Arguments of transformers' Trainer by their own names, and ``head_learning_rate``."""
     exit_epochs: float | None = None
     """Epochs that the exits learn alone afterwards, on the frozen encoder; None: as the recipe says."""
+    first_phase: Path | None = None
+    """A folder with the weights that the recipe's first phase would come to, which is then not trained."""
     resume: bool = False
     max_drop: float = 0.5
     """Points of the main metric that the default operating point may lose on dev."""
 
     def fingerprint(self) -> dict[str, Any]:
         """What must not change between an interrupted training and its ``--resume``."""
-        kept = {key: getattr(self, key) for key in self.__dataclass_fields__ if key not in ("resume", "max_drop")}
+        others = ("first_phase", "resume", "max_drop")
+        kept = {key: getattr(self, key) for key in self.__dataclass_fields__ if key not in others}
         return json.loads(json.dumps(kept, default=str))  # type: ignore[no-any-return]
 
 
@@ -214,6 +217,10 @@ def fit(ready: Ready) -> Run:
     for number, phase in enumerate(recipe.training, start=1):
         arguments = phase_arguments(plan, work, recipe, phase)
         used.append({"trains": phase.train, "arguments": _kept(arguments)})
+        if number == 1 and plan.first_phase is not None:
+            take_over(model, plan.first_phase, phase.train)
+            used[-1]["taken from"] = plan.first_phase.name
+            continue
         model, log = _run_phase(
             phase, number, model, arguments, work, plan, task, told,
             _heading(recipe, number), tokenizer,
@@ -248,6 +255,25 @@ def fit(ready: Ready) -> Run:
         write_measured(folder, model, tokenizer, dev_rows, data, recipe, plan.max_drop, chosen_on)
     shutil.rmtree(work, ignore_errors=True)
     return Run.open(plan.out)
+
+
+def take_over(model: PreTrainedModel, folder: Path, which: str) -> None:
+    """Give a model with exits the weights of another one.
+
+    Args:
+        model: its own weights go.
+        folder: with the other's.
+        which: ``all`` of them, or those of the ``backbone`` that plain transformers loads.
+
+    Raises:
+        RunError: the folder lacks some of them, or has others in their place.
+    """
+    found, own = load_early_exit(folder).state_dict(), model.state_dict()
+    wanted = [name for name in own if which == "all" or not name.startswith(f"{SECTION}.")]
+    for name in wanted:
+        if name not in found or found[name].shape != own[name].shape:
+            raise RunError(f"{folder} has no {name} as this model has it: it is of another training")
+    model.load_state_dict({name: found[name] for name in wanted}, strict=False)
 
 
 def _heading(recipe: Recipe, number: int) -> str:
