@@ -74,9 +74,18 @@ def compute(
         "tiers": {tier.name: list(tier.recipes) for tier in suite.tiers},
         "trained_at": sorted({cell["commit"] or "no commit" for cell in done}),
         "trained_with": _versions(done),
-        "tasks": tasks,
+        "tasks": _rounded(tasks),
         **provenance(seeds=sorted({cell["seed"] for cell in done})),
     }
+
+
+def _rounded(value: Any) -> Any:
+    """Floats to eight digits after the point: the last ones differ from machine to machine, and no table shows them."""
+    if isinstance(value, float):
+        return round(value, 8)
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _versions(cells: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:

@@ -72,7 +72,7 @@ def load_small(path: Path) -> Trace:
     except FileNotFoundError:
         raise RunError(f"there is no trace {path}: run the suite again, it trains what is missing") from None
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise RunError(f"{path} is damaged ({error}): remove it and run the suite again") from error
+        raise RunError(f"{path} is damaged: remove it and run the suite again") from error
 
 
 def _trace(arrays: dict[str, NDArray[Any]], record: Mapping[str, Any]) -> Trace:
