@@ -38,7 +38,7 @@ def sst2(result: Result, command: str = "python benchmarks/sst2.py") -> str:
     """Criteria at layer speed-ups, and seconds, of DE3-BERT trained on SST-2."""
     comparison, plain, setup = result["comparison"], result["plain"], result["setup"]
     full = comparison["full_depth"]
-    heads = " | ".join(f"{target:g}x layers" for target in comparison["targets"])
+    heads = " | ".join(f"{target:g}x layers or more" for target in comparison["targets"])
     lines = [
         f"DE3-BERT on SST-2 ({setup['rows']['train']:,} rows, {_phases(setup)}, {setup['encoder']}; "
         f"{comparison['n']} dev rows): learning rate {setup['learning_rate']:g}, of the heads "
@@ -50,7 +50,10 @@ def sst2(result: Result, command: str = "python benchmarks/sst2.py") -> str:
         "|---|" + "---|" * len(comparison["targets"]),
     ]
     for row in comparison["rows"]:
-        cells = ["not reached" if cell is None else _score(cell) for cell in row["cells"]]
+        cells = [
+            "not reached" if cell is None else f"{_score(cell)} at {cell['layer_speedup']:.1f}x"
+            for cell in row["cells"]
+        ]
         lines.append(f"| {row['name']} | {' | '.join(cells)} |")
     clock = result["wall_clock"]
     lines += [

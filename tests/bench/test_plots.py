@@ -18,7 +18,7 @@ def test_a_png_that_can_be_read(result: dict[str, Any]) -> None:
     from matplotlib import image
 
     pixels = image.imread(io.BytesIO(plot_comparison(result, title="a < b & $x$ data")))
-    assert pixels.shape[:2] == (800, 1280)
+    assert pixels.shape[:2] == (800, 1600)
     assert pixels.std() > 0.05
 
 

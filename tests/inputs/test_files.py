@@ -259,3 +259,33 @@ def test_texts_of_rows() -> None:
     for column, message in (("absent", "has no 'absent'"), ("n", "'n' is a number"), ("half", "surrogate")):
         with pytest.raises(DataError, match=rf"f\.jsonl, line 7.*{message}"):
             text_of(row, Columns((column,)))
+
+
+def test_tsv_that_knows_no_quotes_and_tsv_that_does(tmp_path: Path) -> None:
+    """A quote at the beginning of a text begins a quoted field only where the line would be no row otherwise."""
+    path = tmp_path / "a.tsv"
+    path.write_text(
+        'text\tlabel\n"a quote begins\tgood\nanother\tbad\nends here"\tgood\n"a ""b"" c"\tbad\n'
+        '"two\nlines\tand a tab"\tgood\nlast\tbad\n',
+        encoding="utf-8",
+    )
+    rows = list(read_rows(path))
+    assert [row.values["text"] for row in rows] == [
+        '"a quote begins', "another", 'ends here"', 'a "b" c', "two\nlines\tand a tab", "last",
+    ]  # fmt: skip
+    assert [row.values["label"] for row in rows] == ["good", "bad", "good", "bad", "good", "bad"]
+    assert [row.number for row in rows] == [2, 3, 4, 5, 6, 8]
+    path.write_text('text\tlabel\n"never closed\nmore\tgood\n', encoding="utf-8")
+    with pytest.raises(DataError, match="line 2 begins a row that cannot be read"):
+        list(read_rows(path))
+
+
+@pytest.mark.parametrize("text", ['[\n {"text": "a"},\n {"text": "b"}\n]\n', '[{"text": "a"}, {"text": "b"}]'])
+def test_a_json_list_on_a_stream(text: str) -> None:
+    rows = list(read_rows(io.BytesIO(text.encode())))
+    assert [row.values for row in rows] == [{"text": "a"}, {"text": "b"}]
+
+
+def test_a_text_on_a_stream_may_begin_with_a_bracket() -> None:
+    rows = list(read_rows(io.BytesIO(b"[sic] a gem\nanother\n")))
+    assert [row.values["text"] for row in rows] == ["[sic] a gem", "another"]

@@ -12,47 +12,49 @@ __all__ = ["plot_comparison"]
 
 # Okabe and Ito's palette, told apart by eyes of every kind; dashes tell the lines apart in print.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8A7A00")
-_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), "-", (0, (3, 1)), "-")
-_MARKS = "osD^vP*"
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1)))
+_MARKS = "osD^vP"  # of colours, dashes and marks there are 7, 5 and 6: no two of 210 lines look the same
 _GREY = "#5F6368"
 
 
 def plot_comparison(result: Mapping[str, Any], *, title: str | None = None, dpi: int = 160) -> bytes:
     """PNG of a ``compare`` result.
 
-    Lines: score on rows that no knob was chosen on, at the layer speed-up reached there; light bands: 95 % intervals.
-    Grey points: always leaving at one exit. Star: the oracle.
+    Lines: score on rows that no knob was chosen on, at the layer speed-up reached there; light band: 95 % interval of
+    the baseline, and those of others are about as wide. Grey points: always leaving at one exit. Star: the oracle.
 
     Args:
         result: of ``offramp.calibration.compare.compare``.
         title: a first line above the one that says how it was scored.
-        dpi: dots per inch; the figure is 8 by 5 inches.
+        dpi: dots per inch; the figure is 10 by 5 inches.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     figure_module = require("matplotlib.figure", extra="plots")
     require("matplotlib.backends.backend_agg", extra="plots")  # a figure of its own: no window, no global state
-    figure = figure_module.Figure(figsize=(8, 5), dpi=dpi, layout="constrained")
+    figure = figure_module.Figure(figsize=(10, 5), dpi=dpi, layout="constrained")
     axes = figure.add_subplot()
     lines = [row for row in result["rows"] if row["curve"] and row["name"] != "static"]
     for number, row in enumerate(lines):
-        _draw_line(axes, row, number)
+        _draw_line(axes, row, number, band=row["name"] == result["baseline"] or len(lines) == 1)
     _draw_baselines(axes, result)
     _dress(axes, result, f"{title}\n{_note(result)}" if title else _note(result))
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
 
 
-def _draw_line(axes: Any, row: Mapping[str, Any], number: int) -> None:
+def _draw_line(axes: Any, row: Mapping[str, Any], number: int, *, band: bool) -> None:
     # Points that a coarse knob puts on top of each other are one point.
     points = {round(point["layer_speedup"], 4): point for point in row["curve"]}
     x = sorted(points)
     score = [100 * points[key]["score"] for key in x]
     low, high = ([100 * points[key]["interval"][side] for key in x] for side in (0, 1))
     colour = _COLOURS[number % len(_COLOURS)]
-    axes.fill_between(x, low, high, color=colour, alpha=0.10, linewidth=0)
+    if band:
+        axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
     axes.plot(
         x,
         score,
@@ -111,8 +113,10 @@ def _dress(axes: Any, result: Mapping[str, Any], title: str) -> None:
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.legend(loc="lower left", fontsize=8, frameon=True, framealpha=0.9, edgecolor="none")
 
 
 def _note(result: Mapping[str, Any]) -> str:
-    return f"Scored on rows no knob was chosen on (n = {result['n']:,}, mean of {result['splits']} splits, 95 % bands)"
+    return (
+        f"Scored on rows no knob was chosen on (n = {result['n']:,}, mean of {result['splits']} splits; "
+        f"band: 95 % interval of {result['baseline']})"
+    )

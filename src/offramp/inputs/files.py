@@ -14,6 +14,7 @@ import csv
 import io
 import itertools
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ def read_rows(source: str | Path | TextIO, *, format: Format | None = None) -> I
     """Rows of a file, of standard input (``"-"``), or of an open text stream.
 
     A file's format is told by its ending. A stream holds JSON lines if its first character besides white space is
-    ``{``, and one text a line (column ``text``) if not. Blank lines are rows of a text file (their text is empty),
+    ``{``, a JSON list of objects if it begins as one, and one text a line (column ``text``) if not. Blank lines are rows of a text file (their text is empty),
     and are passed over elsewhere.
 
     Args:
@@ -172,11 +173,11 @@ def _rows_of_stream(stream: BinaryIO | TextIO, source: str, format: Format | Non
 def _parse(stream: BinaryIO | TextIO, source: str, format: Format | None) -> Iterator[Row]:
     lines = _lines(stream, source)
     if format is None:
-        first, lines = _first_character(lines)
-        format = "jsonl" if first == "{" else "text"
+        first, lines = _first_line(lines)
+        format = "jsonl" if first.startswith("{") else "json" if _LIST.match(first) else "text"
     elif format == "json":
-        first, lines = _first_character(lines)
-        format = "json" if first == "[" else "jsonl"
+        first, lines = _first_line(lines)
+        format = "json" if first.startswith("[") else "jsonl"
     yield from _never_empty(_PARSERS[format](lines, source), source)
 
 
@@ -203,13 +204,17 @@ def _lines(stream: BinaryIO | TextIO, source: str) -> Iterator[str]:
         ) from error
 
 
-def _first_character(lines: Iterator[str]) -> tuple[str, Iterator[str]]:
-    """The first character that is not white space (empty: none), and all lines again."""
+_LIST = re.compile(r"\[\s*(\{|$)")
+"""How a list of JSON objects begins; a text may begin with a bracket too."""
+
+
+def _first_line(lines: Iterator[str]) -> tuple[str, Iterator[str]]:
+    """The first line that is not empty, without white space around it (empty: there is none), and all lines again."""
     seen = []
     for line in lines:
         seen.append(line)
-        if stripped := line.lstrip():
-            return stripped[0], itertools.chain(seen, lines)
+        if stripped := line.strip():
+            return stripped, itertools.chain(seen, lines)
     return "", iter(seen)
 
 
@@ -275,27 +280,36 @@ def _separated(lines: Iterable[str], source: str, *, delimiter: str) -> Iterator
     header: list[str] | None = None
     while True:
         number = reader.line_num + 1
-        try:
-            fields = next(reader)
-        except StopIteration:
+        fields = _next_fields(reader, source, number)
+        if fields is None:
             return
-        except csv.Error as error:
-            raise DataError(
-                f"{source}, line {number} begins a row that cannot be read ({error}): a field with quotes, line "
-                'breaks or separators stands in "quotes", and a quote inside it is doubled'
-            ) from error
         if not fields:
             continue
         if header is None:
             header = _header(fields, source, number)
-        elif len(fields) > len(header):
-            raise DataError(
-                f"{source}, line {number} has {len(fields)} fields, but the header names {len(header)} columns: "
-                'put fields that hold the separator in "quotes"'
-            )
         else:
-            missing = len(header) - len(fields)
-            yield Row(dict(zip(header, [*fields, *[None] * missing], strict=True)), number, source)
+            yield _row(header, fields, source, number)
+
+
+def _next_fields(reader: Iterator[list[str]], source: str, number: int) -> list[str] | None:
+    """Fields of the next row; None: there is none."""
+    try:
+        return next(reader, None)
+    except csv.Error as error:
+        raise DataError(
+            f"{source}, line {number} begins a row that cannot be read ({error}): a field with quotes, line "
+            'breaks or separators stands in "quotes", and a quote inside it is doubled'
+        ) from error
+
+
+def _row(header: list[str], fields: list[str], source: str, number: int) -> Row:
+    if len(fields) > len(header):
+        raise DataError(
+            f"{source}, line {number} has {len(fields)} fields, but the header names {len(header)} columns: "
+            'put fields that hold the separator in "quotes"'
+        )
+    missing = len(header) - len(fields)
+    return Row(dict(zip(header, [*fields, *[None] * missing], strict=True)), number, source)
 
 
 def _header(fields: list[str], source: str, number: int) -> list[str]:
@@ -311,7 +325,44 @@ def _comma_separated(lines: Iterable[str], source: str) -> Iterator[Row]:
 
 
 def _tab_separated(lines: Iterable[str], source: str) -> Iterator[Row]:
-    return _separated(lines, source, delimiter="\t")
+    """Most TSV knows no quotes, and then one at the beginning of a text begins nothing: a line is a row, if it can be.
+
+    Where it has another number of fields than the header, and one of them opens a quote that its end does not close,
+    it is read as CSV is: the field may hold tabs, and go on over lines.
+    """
+    csv.field_size_limit(2**31 - 1)
+    rest, number = iter(lines), 0
+    header: list[str] | None = None
+    for line in rest:
+        number += 1
+        bare = line.rstrip("\r\n")
+        if not bare:
+            continue
+        fields, begun = bare.split("\t"), number
+        if header is not None and len(fields) != len(header) and any(map(_is_open, fields)):
+            reader = csv.reader(itertools.chain([line], rest), delimiter="\t", strict=True)
+            fields = _next_fields(reader, source, begun) or []
+            number += reader.line_num - 1
+        else:
+            fields = [_unquoted(field) for field in fields]
+        if header is None:
+            header = _header(fields, source, begun)
+        else:
+            yield _row(header, fields, source, begun)
+
+
+_QUOTED = re.compile(r'"((?:[^"]|"")*)"')
+
+
+def _is_open(field: str) -> bool:
+    """Whether a field begins with a quote that does not end with it."""
+    return field.startswith('"') and not _QUOTED.fullmatch(field)
+
+
+def _unquoted(field: str) -> str:
+    """What stands in quotes, if a whole field does."""
+    quoted = _QUOTED.fullmatch(field)
+    return quoted[1].replace('""', '"') if quoted else field
 
 
 _PARSERS: Mapping[Format, Callable[[Iterator[str], str], Iterator[Row]]] = {
