@@ -41,7 +41,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "head_learning_rate 2e-3": {"arguments": {"head_learning_rate": 2e-3}},
     "learning_rate 2e-5": {"arguments": {"learning_rate": 2e-5}},
     "learning_rate 1e-4": {"arguments": {"learning_rate": 1e-4}},
-    "5 epochs": {"num_train_epochs": 5},
+    "5 epochs": {"arguments": {"num_train_epochs": 5}},
     "6 epochs": {"arguments": {"num_train_epochs": 6}},
     "20 epochs of the exits alone": {"exit_epochs": 20.0},
     "5 epochs of the exits alone": {"exit_epochs": 5.0},

@@ -277,12 +277,13 @@ def check_writable(folder: str | Path) -> None:
     there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     if not there.is_dir():
         raise RunError(f"nothing can be written to {folder}, because {there} is no folder: name another place")
-    try:  # what os.access says is not true of every file system, nor of root
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise RunError(f"nothing can be written to {there}: make it writable, or name another place")
+    try:  # of some places that is not the whole truth, such as /proc, or for root
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        why = error.strerror or error
-        raise RunError(f"nothing can be written to {there} ({why}): make it writable, or name another place") from None
+        raise RunError(f"nothing can be written to {there} ({error.strerror}): name another place") from None
 
 
 def check_replaceable(target: str | Path) -> None:

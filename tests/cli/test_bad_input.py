@@ -188,6 +188,11 @@ def test_places_that_are_not_to_be_written_over(
     assert os.listdir(mine) == ["thesis.txt"]
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a place where root may write and cannot")
+def test_a_place_where_files_cannot_be_made(cli: Cli, tiny_encoder: str, rows: Callable[..., Path]) -> None:
+    assert "nothing can be written to /proc (" in train(cli, tiny_encoder, rows(GOOD), Path("/proc/x")).error
+
+
 NOTHING_IS_COMPUTED = (
     "offramp.engine.record.record", "offramp.cli.export._exporter", "offramp.training.train.load_data",
     "offramp.training.attach._load",

@@ -194,3 +194,10 @@ def test_a_label_is_printed_as_it_is(capsys: pytest.CaptureFixture[str], monkeyp
         ":smile:",
         "x" * 150,
     ]
+
+
+def test_criteria_that_were_never_learned_are_not_shown(cli: Cli, trained: Path) -> None:
+    """Before they are, `learned_stopping` and `per_exit` give another criterion's numbers."""
+    layers = json.loads(cli("inspect", trained, "a gem", "--json").out)["layers"]
+    assert not {"learned_stopping", "per_exit"} & set(layers[0])
+    assert {"entropy", "doubt"} <= set(layers[0])

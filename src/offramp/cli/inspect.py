@@ -157,7 +157,7 @@ def _measured(name: str) -> str:
 
 
 def _signals(classifier: Any, setting: Any) -> dict[str, Any]:
-    """Every scored criterion that fits the model, the one in use with its own settings."""
+    """Every scored criterion that fits the model and needs not be learned; the one in use with its own settings."""
     from offramp.criteria import Scored, available
 
     info = classifier.runtime.info
@@ -166,7 +166,8 @@ def _signals(classifier: Any, setting: Any) -> dict[str, Any]:
         for name, rule in available().items()
         if issubclass(rule, Scored) and info.problem_type in rule.serves and rule.needs <= info.extras.keys()
     }
-    if setting.criterion.name in fitting:
+    fitting = {name: rule for name, rule in fitting.items() if rule.fit is None}  # unlearned, another's number
+    if isinstance(setting.criterion, Scored):
         fitting[setting.criterion.name] = replace(setting.criterion)
     return fitting
 

@@ -108,8 +108,8 @@ def read_rows(source: str | Path | TextIO, *, format: Format | None = None) -> I
     """Rows of a file, of standard input (``"-"``), or of an open text stream.
 
     A file's format is told by its ending. A stream holds JSON lines if its first character besides white space is
-    ``{``, a JSON list of objects if it begins as one, and one text a line (column ``text``) if not. Blank lines are rows of a text file (their text is empty),
-    and are passed over elsewhere.
+    ``{``, a JSON list of objects if it begins as one, and one text a line (column ``text``) if not. Blank lines are
+    rows of a text file (their text is empty), and are passed over elsewhere.
 
     Args:
         source: where to read.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,14 @@ from offramp.training.data import TrainingData, row_hashes
 
 __all__ = ["AGREEMENT", "OWN_ANSWERS", "write_measured"]
 
+logger = logging.getLogger(__name__)
+
 OWN_ANSWERS = "dev, by agreement with the full model: its labels are the model's own answers"
 """What operating points were chosen on where nobody gave labels."""
 AGREEMENT = "agreement with the model's own answers"
 """What every metric tells there."""
+_FEW = 30
+"""Rows of dev on which half a point, and any point, is a matter of chance."""
 
 
 def write_measured(
@@ -61,8 +67,28 @@ def write_measured(
         criterion = FITS[fit](trace, criterion)
     point = choose(trace, criterion, max_drop=max_drop, or_best=True, name="default", chosen_on=chosen_on)
     write_points(folder, [point])
+    _warn(trace, point)
     (folder / "README.md").write_text(_card(trace, point, recipe), encoding="utf-8")
     return point
+
+
+def _warn(trace: Trace, point: OperatingPoint) -> None:
+    """Say where the point rests on next to nothing, or what it is compared with is worse than leaving early."""
+    rows = len(trace.lengths)
+    if rows < _FEW:
+        logger.warning(
+            "dev has too few rows (%d) for the default operating point to say much: choose one on more", rows
+        )
+    if point.measured["metric"] != "accuracy" or trace.num_exits == 1:
+        return
+    *early, full = (one["accuracy"] for one in static_exits(trace))
+    if max(early) - full > 2 * math.sqrt(0.25 / rows):
+        logger.warning(
+            "full depth (%.1f on dev) is well below an early exit (%.1f): train longer, or at other rates, before you "
+            "compare anything with it",
+            100 * full,
+            100 * max(early),
+        )
 
 
 def _card(trace: Trace, point: OperatingPoint, recipe: Recipe) -> str:
