@@ -31,9 +31,9 @@ There is no public code, and no public text gives the temperature, the split, th
 - Heads are PABEE's: linear, on the pooling chosen for the model. With ``objective.distil=0``, ``objective.by=depth``
   and fixed weights, training is PABEE's.
 - Classification with one label a text only.
-- Not what it should be: the last exit ends more than half a point below PABEE's, with learned and with fixed weights, on
-  sst2 less so with later teachers only (docs/comparison.md, rows `leebert`, `leebert-fixed` and `leebert-later`). The paper
-  says the opposite, and no code shows how.
+- Not what it should be: the last exit ends more than half a point below PABEE's, with learned and with fixed weights,
+  on sst2 less so with later teachers only (docs/comparison.md, rows `leebert`, `leebert-fixed` and `leebert-later`).
+  The paper says the opposite, and no code shows how.
 """
 
 from __future__ import annotations
