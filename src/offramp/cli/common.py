@@ -78,7 +78,7 @@ Threshold = Annotated[
 ]
 Speedup = Annotated[
     float | None,
-    typer.Option(metavar="X", help="Layer speed-up to reach at least: the point calibrated for so much, or by dev's trace."),
+    typer.Option(metavar="X", help="Least layer speed-up: the point calibrated for so much, or by dev's trace."),
 ]
 MaxRisk = Annotated[
     float | None,
