@@ -52,3 +52,14 @@ class _Blocker:
     def find_spec(self, name: str, *_: object) -> None:
         if name.partition(".")[0] == "matplotlib":
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def test_no_two_criteria_look_alike() -> None:
+    from offramp.bench.plots import _COLOURS, _DASHES, _MARKS
+    from offramp.criteria import available
+
+    many = 2 * len(available())  # some have a row more for their default
+    looks = {
+        (_COLOURS[n % len(_COLOURS)], str(_DASHES[n % len(_DASHES)]), _MARKS[n % len(_MARKS)]) for n in range(many)
+    }
+    assert len(looks) == many
