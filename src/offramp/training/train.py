@@ -714,6 +714,7 @@ def _record_of(
             **{name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")},
         },
         "seconds": round(seconds, 1),
+        "resumed": plan.resume,  # then the seconds are those of the last part alone
         "history": history,
     }
 
