@@ -382,7 +382,7 @@ exit_epochs = 1.0
 
 [[tiers]]
 name = "C"
-recipes = ["plain", "deebert", "fastbert", "joint", "late"]
+recipes = ["plain", "deebert", "fastbert", "joint", "late", "branchynet"]
 seeds = { toy = 1 }
 """
 
@@ -395,8 +395,8 @@ def test_a_first_phase_that_several_share_is_trained_once(places: Places, tmp_pa
     cells = run_suite(suite, places, train=train, say=quiet)
     assert [cell["recipe"] for cell in cells if cell["status"] == "done"] == list(suite.tiers[0].recipes)
     taken = {plan.recipe: plan.first_phase for plan in train.plans}
-    assert [plan.first_phase is not None for plan in train.plans] == [False, True, True, False, True]
-    assert taken["deebert"] == taken["fastbert"] != train.plans[-1].first_phase
+    assert [plan.first_phase is not None for plan in train.plans] == [False, True, True, False, True, False]
+    assert taken["deebert"] == taken["fastbert"] != train.plans[4].first_phase
     results = Results(places.results)
     told = {record["recipe"]: record["first_phase"] for record in results.records()}
     assert [told[name] for name in ("plain", "joint")] == ["trained", "trained"]
@@ -405,6 +405,8 @@ def test_a_first_phase_that_several_share_is_trained_once(places: Places, tmp_pa
     for name in ("deebert", "fastbert"):
         np.testing.assert_array_equal(last[name], last["plain"])  # the encoder is the plain fine-tune, to the last bit
     np.testing.assert_array_equal(last["late"], last["joint"])
+    kept = {path.name for path in places.work.glob("first-phase-*")}
+    assert kept == {plan.first_phase.name for plan in train.plans if plan.first_phase}  # and nothing that nobody takes
     early = {c.recipe: results.trace("toy", suite.key(c)).logits[0] for c in suite.cells() if c.recipe != "plain"}
     assert not np.array_equal(early["late"], early["joint"])  # its exits went on from there
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from offramp.bench.suite import Cell, Suite, changed_fields
+from offramp.errors import KnobError
 from offramp.recipes import Phase, Recipe
 
-__all__ = ["first_phase_folder", "keep_first_phase"]
+__all__ = ["first_phase_folder", "goes_on", "keep_first_phase"]
 
 
 def first_phase_folder(suite: Suite, cell: Cell, work: Path) -> Path:
@@ -29,7 +30,7 @@ def first_phase_folder(suite: Suite, cell: Cell, work: Path) -> Path:
 def keep_first_phase(suite: Suite, cell: Cell, run: Path, work: Path) -> None:
     """Leave a run's weights for those that begin alike, where they still are those after its first phase."""
     folder = first_phase_folder(suite, cell, work)
-    if folder.is_dir() or not _stands_still_afterwards(suite, cell):
+    if folder.is_dir() or not _stands_still_afterwards(suite, cell) or not _is_wanted(suite, cell, folder, work):
         return
     staging = folder.with_name(f"{folder.name}.{os.getpid()}")
     shutil.rmtree(staging, ignore_errors=True)
@@ -37,6 +38,25 @@ def keep_first_phase(suite: Suite, cell: Cell, run: Path, work: Path) -> None:
     for name in ("model.safetensors", "config.json"):
         shutil.copy2(run / name, staging / name)
     os.rename(staging, folder)
+
+
+def goes_on(suite: Suite, cell: Cell) -> bool:
+    """Whether there is something to train after the first phase."""
+    entry = suite.entries[cell.recipe]
+    return len(entry.loaded().training) > 1 or bool(entry.exit_epochs)
+
+
+def _is_wanted(suite: Suite, cell: Cell, folder: Path, work: Path) -> bool:
+    """Whether another cell begins alike: weights that nobody takes over would only fill the disk."""
+    for other in suite.cells():
+        if (other.task, other.seed) != (cell.task, cell.seed) or other.recipe == cell.recipe:
+            continue
+        try:
+            if goes_on(suite, other) and first_phase_folder(suite, other, work) == folder:
+                return True
+        except KnobError:  # a recipe that is not there
+            continue
+    return False
 
 
 def _stands_still_afterwards(suite: Suite, cell: Cell) -> bool:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from offramp.bench.provenance import provenance, write_result
 from offramp.bench.suite import Cell, Suite, SuiteTask, select
-from offramp.bench.suite_first_phase import first_phase_folder, keep_first_phase
+from offramp.bench.suite_first_phase import first_phase_folder, goes_on, keep_first_phase
 from offramp.bench.suite_inputs import check_inputs, data_files, data_hash, encoder_hash, missing_data
 from offramp.bench.suite_results import BEGUN, NOT_YET, Results
 from offramp.errors import DataError, InUseError, KnobError, OfframpError, RunError
@@ -306,14 +306,9 @@ class _Runner:
             max_length=self.suite.max_length,
             max_train_samples=task.train_rows,
             arguments=self.suite.plan_arguments(cell),
-            first_phase=first if first.is_dir() and self._goes_on(cell) else None,
+            first_phase=first if first.is_dir() and goes_on(self.suite, cell) else None,
             exit_epochs=None if entry.exit_epochs == "recipe" else entry.exit_epochs,
         )
-
-    def _goes_on(self, cell: Cell) -> bool:
-        """Whether there is something to train after the first phase."""
-        entry = self.suite.entries[cell.recipe]
-        return len(entry.loaded().training) > 1 or bool(entry.exit_epochs)
 
 
 def _train(plan: Plan) -> None:
