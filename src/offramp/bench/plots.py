@@ -21,7 +21,8 @@ def plot_comparison(result: Mapping[str, Any], *, title: str | None = None, dpi:
     """PNG of a ``compare`` result.
 
     Lines: score on rows that no knob was chosen on, at the layer speed-up reached there; light band: 95 % interval of
-    the baseline, and those of others are about as wide. Grey points: always leaving at one exit. Star: the oracle.
+    the baseline, or else of the first line; those of others are about as wide. Grey points: always leaving at one
+    exit. Star: the oracle.
 
     Args:
         result: of ``offramp.calibration.compare.compare``.
@@ -36,10 +37,13 @@ def plot_comparison(result: Mapping[str, Any], *, title: str | None = None, dpi:
     figure = figure_module.Figure(figsize=(10, 5), dpi=dpi, layout="constrained")
     axes = figure.add_subplot()
     lines = [row for row in result["rows"] if row["curve"] and row["name"] != "static"]
+    names = [row["name"] for row in lines]
+    banded = result["baseline"] if result["baseline"] in names else next(iter(names), None)
     for number, row in enumerate(lines):
-        _draw_line(axes, row, number, band=row["name"] == result["baseline"] or len(lines) == 1)
+        _draw_line(axes, row, number, band=row["name"] == banded)
     _draw_baselines(axes, result)
-    _dress(axes, result, f"{title}\n{_note(result)}" if title else _note(result))
+    note = _note(result, banded)
+    _dress(axes, result, f"{title}\n{note}" if title else note)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
@@ -115,8 +119,6 @@ def _dress(axes: Any, result: Mapping[str, Any], title: str) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _note(result: Mapping[str, Any]) -> str:
-    return (
-        f"Scored on rows no knob was chosen on (n = {result['n']:,}, mean of {result['splits']} splits; "
-        f"band: 95 % interval of {result['baseline']})"
-    )
+def _note(result: Mapping[str, Any], banded: str | None) -> str:
+    band = "" if banded is None else f"; band: 95 % interval of {banded}"
+    return f"Scored on rows no knob was chosen on (n = {result['n']:,}, mean of {result['splits']} splits{band})"

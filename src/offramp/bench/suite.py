@@ -159,18 +159,26 @@ class Suite:
         Raises:
             KnobError: as ``Entry.loaded``.
         """
-        entry, task = self.entries[cell.recipe], self.tasks[cell.task]
+        entry = self.entries[cell.recipe]
         recipe = entry.loaded()
         exit_epochs = ["recipe", recipe.exit_epochs] if entry.exit_epochs == "recipe" else entry.exit_epochs
         said = {
-            "encoder": self.encoder,
-            "num_layers": entry.num_layers,
-            "max_length": self.max_length,
-            "task": [task.name, task.folder, task.problem_type, task.train_rows],
             "arguments": self.plan_arguments(cell),
             "recipe": {name: value for name, value in changed_fields(recipe).items() if name not in NOT_OF_TRAINING},
             **({"pooling": entry.pooling} if entry.pooling else {}),
             **({"exit_epochs": exit_epochs} if exit_epochs else {}),
+        }
+        return self.digest(cell, said)
+
+    def digest(self, cell: Cell, said: Mapping[str, Any]) -> str:
+        """16 hexadecimal digits of what is said of a training, and of the encoder and rows that it begins with."""
+        task = self.tasks[cell.task]
+        said = {
+            **said,
+            "encoder": self.encoder,
+            "num_layers": self.entries[cell.recipe].num_layers,
+            "max_length": self.max_length,
+            "task": [task.name, task.folder, task.problem_type, task.train_rows],
         }
         return hashlib.sha256(json.dumps(_plain(said), sort_keys=True).encode()).hexdigest()[:16]
 

@@ -7,8 +7,6 @@ later take its weights in place of their own first phase.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -83,7 +81,7 @@ def _by_the_last(phase: Phase) -> bool:
 
 def _key(suite: Suite, cell: Cell) -> str:
     """Of all that decides what the first phase comes to."""
-    entry, task = suite.entries[cell.recipe], suite.tasks[cell.task]
+    entry = suite.entries[cell.recipe]
     recipe = entry.loaded()
     first = recipe.training[0]
     arguments = {**recipe.arguments, **first.arguments, **suite.plan_arguments(cell)}
@@ -95,12 +93,4 @@ def _key(suite: Suite, cell: Cell) -> str:
         "exits": [recipe.exits, recipe.shared, list(recipe.members)],
         "pooling": entry.pooling,
     }
-    said = {
-        "encoder": suite.encoder,
-        "num_layers": entry.num_layers,
-        "max_length": suite.max_length,
-        "task": [task.name, task.folder, task.problem_type, task.train_rows],
-        "arguments": arguments,
-        "exits": None if _is_plain(recipe) else exits,
-    }
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+    return suite.digest(cell, {"arguments": arguments, "exits": None if _is_plain(recipe) else exits})

@@ -247,7 +247,7 @@ class _Runner:
             "data_hash": self.data(cell.task),
             "seconds": round(seconds, 1),
             "pieces": pieces,
-            "first_phase": "taken over" if "taken from" in trained.get("phases", [{}])[0] else "trained",
+            "first_phase": "taken over" if "taken from" in trained["phases"][0] else "trained",
             "metric": metric,
             "full_depth": full_depth(trace)[metric],
             "exits": [one[metric] for one in static_exits(trace)],

@@ -165,8 +165,8 @@ def _signals(classifier: Any, setting: Any) -> dict[str, Any]:
         name: rule(problem_type=info.problem_type)
         for name, rule in available().items()
         if issubclass(rule, Scored) and info.problem_type in rule.serves and rule.needs <= info.extras.keys()
+        if rule.fit is None  # unlearned, it gives another's number
     }
-    fitting = {name: rule for name, rule in fitting.items() if rule.fit is None}  # unlearned, another's number
     if isinstance(setting.criterion, Scored):
         fitting[setting.criterion.name] = replace(setting.criterion)
     return fitting

@@ -50,7 +50,7 @@ def compare_suite(
     """
     if suite.is_dir():
         return write_tables(suite, pages=out or suite), out or suite
-    from offramp.bench.suite import load_suite
+    from offramp.bench.suite import Cell, load_suite, select
     from offramp.bench.suite_run import Places, run_suite
     from offramp.cli.common import quiet_transformers
     from offramp.cli.hub import check_there
@@ -67,7 +67,8 @@ def compare_suite(
     _say(f"Data in {data}, results in {folder}")
     cells = run_suite(loaded, places, minutes=minutes, tasks=tasks, recipes=recipes, say=_say)
     _say(list_cells(cells))
-    asked = [c for c in cells if (not tasks or c["task"] in tasks) and (not recipes or c["recipe"] in recipes)]
+    wanted = set(select(loaded.cells(), tasks=tasks, recipes=recipes))
+    asked = [cell for cell in cells if Cell(cell["task"], cell["recipe"], cell["seed"]) in wanted]
     _check_that_some_can_run(asked, folder)
     return write_tables(folder, pages=folder), folder
 

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, TextIO, cast, get_args
+from typing import Any, BinaryIO, Literal, TextIO, cast, get_args
 
 from offramp.errors import DataError, require
 from offramp.inputs.tokens import Text
@@ -274,9 +274,13 @@ def _plain(lines: Iterable[str], source: str) -> Iterator[Row]:
         yield Row({"text": line.removesuffix("\n").removesuffix("\r")}, number, source)
 
 
-def _separated(lines: Iterable[str], source: str, *, delimiter: str) -> Iterator[Row]:
+def _reader(lines: Iterable[str], delimiter: str) -> Any:
     csv.field_size_limit(2**31 - 1)  # the module's limit of 131,072 is less than a long document
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    return csv.reader(lines, delimiter=delimiter, strict=True)
+
+
+def _comma_separated(lines: Iterable[str], source: str) -> Iterator[Row]:
+    reader = _reader(lines, ",")
     header: list[str] | None = None
     while True:
         number = reader.line_num + 1
@@ -320,17 +324,12 @@ def _header(fields: list[str], source: str, number: int) -> list[str]:
     return names
 
 
-def _comma_separated(lines: Iterable[str], source: str) -> Iterator[Row]:
-    return _separated(lines, source, delimiter=",")
-
-
 def _tab_separated(lines: Iterable[str], source: str) -> Iterator[Row]:
     """Most TSV knows no quotes, and then one at the beginning of a text begins nothing: a line is a row, if it can be.
 
     Where it has another number of fields than the header, and one of them opens a quote that its end does not close,
     it is read as CSV is: the field may hold tabs, and go on over lines.
     """
-    csv.field_size_limit(2**31 - 1)
     rest, number = iter(lines), 0
     header: list[str] | None = None
     for line in rest:
@@ -340,7 +339,7 @@ def _tab_separated(lines: Iterable[str], source: str) -> Iterator[Row]:
             continue
         fields, begun = bare.split("\t"), number
         if header is not None and len(fields) != len(header) and any(map(_is_open, fields)):
-            reader = csv.reader(itertools.chain([line], rest), delimiter="\t", strict=True)
+            reader = _reader(itertools.chain([line], rest), "\t")
             fields = _next_fields(reader, source, begun) or []
             number += reader.line_num - 1
         else:

@@ -263,13 +263,15 @@ def take_over(model: PreTrainedModel, folder: Path, which: str) -> None:
     Args:
         model: its own weights go.
         folder: with the other's.
-        which: ``all`` of them, or those of the ``backbone`` that plain transformers loads.
+        which: ``all`` of them, or those of the ``backbone``: see ``parameters_of``.
 
     Raises:
         RunError: the folder lacks some of them, or has others in their place.
     """
     found, own = load_early_exit(folder).state_dict(), model.state_dict()
-    wanted = [name for name in own if which == "all" or not name.startswith(f"{SECTION}.")]
+    wanted = [name for name, _ in parameters_of(model, which)]
+    buffers = [name for name, _ in model.named_buffers() if name in own]
+    wanted += [name for name in buffers if which == "all" or not name.startswith(f"{SECTION}.")]
     for name in wanted:
         if name not in found or found[name].shape != own[name].shape:
             raise RunError(f"{folder} has no {name} as this model has it: it is of another training")
