@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -374,6 +374,35 @@ def test_interval_covers_the_truth() -> None:
         low, high = result["exits"][0]["interval"]
         covered += low <= 0.75 <= high
     assert covered >= 16
+
+
+def test_samples_are_kept_where_they_are_asked_for() -> None:
+    """Beside every interval, and drawn alike for other models on the same rows."""
+    trace, rules = known(60, 0), {"entropy": [make("entropy")]}
+    swapped = replace(trace, logits=trace.logits[::-1])
+    one, other = (compare(t, rules=rules, splits=2, resamples=40, keep_samples=True) for t in (trace, swapped))
+    found = list(_with_intervals(one))
+    assert len(found) > 8
+    for owner, name in found:
+        samples = owner[f"{name}samples"]
+        assert samples.shape == (40,)
+        assert owner[f"{name}interval"] == pytest.approx(np.quantile(samples, [0.025, 0.975]))
+    assert one["exits"][0]["samples"].std() > 0
+    assert (one["exits"][0]["samples"] == other["full_depth"]["samples"]).all()
+    again = compare(trace, rules=rules, splits=2, resamples=40)
+    assert all(f"{name}samples" not in owner for owner, name in _with_intervals(again))
+
+
+def _with_intervals(value: Any) -> Iterator[tuple[dict[str, Any], str]]:
+    """Every part of a result that holds an interval, and what its name begins with."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key.endswith("interval"):
+                yield value, key.removesuffix("interval")
+            yield from _with_intervals(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _with_intervals(item)
 
 
 def test_texts_of_many_units_stay_whole(example: MakeTrace) -> None:

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from offramp.bench.provenance import provenance
 from offramp.bench.suite import Suite
@@ -20,7 +21,7 @@ from offramp.calibration.compare import Rules, compare
 from offramp.calibration.fitting import Fitted
 from offramp.calibration.sweep import LAMBDAS
 from offramp.criteria import Criterion, available, make
-from offramp.traces.curves import mean_score
+from offramp.traces.curves import mean_score, percentiles
 from offramp.traces.trace import Trace
 from offramp.types import ProblemType
 
@@ -46,7 +47,7 @@ def compute(
             task, metric, n (dev rows), train_rows, problem_type, num_layers, against (what gaps are taken against),
             rows      {name, kind, recipe (whose model), criterion, seeds, full_depth, area, cells, curve}
                 kind  recipe | entropy (on the same model) | static | layers (separately fine-tuned) | plain | oracle
-                a number is {mean, se (over seeds; None with one), interval (mean over seeds of 95 % intervals)}
+                a number is {mean, se (over seeds; None with one), interval (95 %, of that mean: over dev rows)}
                 cells one for each target: None where not reached (kind layers: not trained), or
                       {score, layer_speedup, gap}
                 curve points {target, layer_speedup, score}
@@ -151,6 +152,7 @@ def _compared(
             splits=suite.splits,
             resamples=suite.resamples,
             metric=suite.tasks[task].metric,
+            keep_samples=True,
         )
         found += [{**result, "entry": cell["recipe"], "seed": cell["seed"], "first": first} for cell in mine]
     return found
@@ -222,7 +224,7 @@ def _baseline_rows(suite: Suite, compared: Sequence[Json]) -> list[Json]:
     oracles = [one["oracle"] for one in mine]
     if all(oracle is not None for oracle in oracles):
         row = _row(f"oracle of {suite.baseline}", "oracle", suite.baseline, "oracle", mine, None)
-        score = _number([oracle["score"] for oracle in oracles], [oracle["interval"] for oracle in oracles])
+        score = _number([oracle["score"] for oracle in oracles], [oracle["samples"] for oracle in oracles])
         speed = float(np.mean([oracle["layer_speedup"] for oracle in oracles]))
         rows.append(row | {"curve": [{"target": speed, "layer_speedup": speed, "score": score}]})
     return rows
@@ -284,7 +286,7 @@ def _row(
     if contender is None:
         return row
     found = [one for result in results if (one := _named(result, contender)) is not None]
-    row["area"] = _number([one["area"] for one in found], [one["area_interval"] for one in found])
+    row["area"] = _number([one["area"] for one in found], [one["area_samples"] for one in found])
     row["cells"] = [_cell([one["cells"][place] for one in found]) for place in range(len(row["cells"]))]
     row["curve"] = _curve([one["curve"] for one in found])
     return row
@@ -298,9 +300,9 @@ def _cell(cells: Sequence[Json | None]) -> Json | None:
     gaps = [cell["against_baseline"] for cell in reached]
     known = all(gap is not None for gap in gaps)
     return {
-        "score": _number([cell["score"] for cell in reached], [cell["interval"] for cell in reached]),
+        "score": _number([cell["score"] for cell in reached], [cell["samples"] for cell in reached]),
         "layer_speedup": float(np.mean([cell["layer_speedup"] for cell in reached])),
-        "gap": _number([gap["mean"] for gap in gaps], [gap["interval"] for gap in gaps]) if known else None,
+        "gap": _number([gap["mean"] for gap in gaps], [gap["samples"] for gap in gaps]) if known else None,
     }
 
 
@@ -314,7 +316,7 @@ def _curve(curves: Sequence[Sequence[Json]]) -> list[Json]:
         {
             "target": target,
             "layer_speedup": float(np.mean([point["layer_speedup"] for point in same])),
-            "score": _number([point["score"] for point in same], [point["interval"] for point in same]),
+            "score": _number([point["score"] for point in same], [point["samples"] for point in same]),
         }
         for target, same in sorted(points.items())
         if len(same) == len(curves)
@@ -330,7 +332,7 @@ def _exits(results: Sequence[Json]) -> list[Json]:
         {
             "layer": same[0]["layer"],
             "layer_speedup": same[0]["layer_speedup"],
-            "score": _number([one["score"] for one in same], [one["interval"] for one in same]),
+            "score": _number([one["score"] for one in same], [one["samples"] for one in same]),
         }
         for same in every
     ]
@@ -338,16 +340,16 @@ def _exits(results: Sequence[Json]) -> list[Json]:
 
 def _full_depth(results: Sequence[Json]) -> Json:
     full = [result["full_depth"] for result in results]
-    return _number([one["score"] for one in full], [one["interval"] for one in full])
+    return _number([one["score"] for one in full], [one["samples"] for one in full])
 
 
-def _number(values: Sequence[float], intervals: Sequence[Sequence[float]]) -> Json:
-    """Mean over seeds, its standard error, and the mean of the intervals over rows (cautious: wider than that of the
-    mean).
+def _number(values: Sequence[float], samples: Sequence[NDArray[np.float64]]) -> Json:
+    """Mean over seeds, its standard error, and the interval of that mean over dev rows.
+
+    All seeds have the same dev rows, and the bootstrap drew the same of them for each: so its samples are averaged.
     """
     se = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
-    interval = [float(np.mean([one[side] for one in intervals])) for side in (0, 1)]
-    return {"mean": float(np.mean(values)), "se": se, "interval": interval}
+    return {"mean": float(np.mean(values)), "se": se, "interval": list(percentiles(np.mean(samples, axis=0)))}
 
 
 def _named(result: Mapping[str, Any], name: str) -> Json | None:

@@ -33,7 +33,7 @@ from offramp.calibration.fitting import FITS, Fitted, held_out_scores
 from offramp.calibration.sweep import candidates
 from offramp.criteria import Criterion, Scored, make
 from offramp.errors import DataError, KnobError
-from offramp.traces.curves import knob_grid, mean_score, oracle, resamples, thresholds
+from offramp.traces.curves import knob_grid, mean_score, oracle, percentiles, resamples, thresholds
 from offramp.traces.replay import Outcome, exits_at, replay, running_minimum, scores
 from offramp.traces.tally import Tally, Voices, make_tally
 from offramp.traces.trace import Trace
@@ -72,6 +72,7 @@ def compare(
     metric: str | None = None,
     baseline: str | None = None,
     progress: Callable[[int, int], None] | None = None,
+    keep_samples: bool = False,
 ) -> dict[str, Any]:
     """The table behind ``offramp compare``.
 
@@ -87,6 +88,9 @@ def compare(
         metric: by default the task's main one. Metrics that are no mean over rows (F1, Matthews, Pearson) take longer,
             F1 and Matthews the more so the more classes there are.
         progress: called with (rows of the table done, all of them), first with none done; what it raises ends the work.
+        keep_samples: beside each interval the bootstrap samples it was read off (``samples``, ``area_samples``: arrays
+            [R], not JSON). Comparisons of the same rows, with as many resamples and the same seed, draw the same rows:
+            samples of several models can be averaged one by one.
 
     Returns:
         JSON-able. Scores are fractions (0.9, not 90). An *interval* is a 95 % percentile bootstrap over rows of the
@@ -126,7 +130,7 @@ def compare(
     tally = make_tally(trace)
     if len(trace.lengths) < 4:
         raise DataError(f"a comparison halves the data, and {len(trace.lengths)} rows are too few: record more")
-    bench = _Bench(trace, tally, tally.check(metric), splits, seed, resamples)
+    bench = _Bench(trace, tally, tally.check(metric), splits, seed, resamples, keep_samples)
     shown = 2.0 if 2.0 in targets or not targets else float(targets[0])
     curve_targets = [t for t in CURVE_TARGETS if t <= trace.num_layers / int(trace.layers[0])]
     rows = _rows(bench, usual_rules(trace) if rules is None else rules, {*targets, *curve_targets, shown}, progress)
@@ -151,7 +155,7 @@ def compare(
                 "label": row.label,
                 **row.areas,
                 "cells": [_cell(bench, row.results[t], None if against is None else against[t]) for t in targets],
-                "curve": [point for t in curve_targets if (point := _point(row.results[t]))],
+                "curve": [point for t in curve_targets if (point := _point(bench, row.results[t]))],
             }
             for row in rows
         ],
@@ -170,6 +174,7 @@ class _Bench:
     splits: int
     seed: int
     resamples: int
+    keep_samples: bool = False
 
     @cached_property
     def item_of_unit(self) -> NDArray[np.int64]:
@@ -325,7 +330,12 @@ class _Bench:
     def answer(self, answers: NDArray[Any]) -> dict[str, Any]:
         """Score, interval and metrics of answers [U, C] that took no choice."""
         score, samples = self.scored(answers)
-        return {"score": score, "interval": _interval(samples), "metrics": self.tally.measure(answers)}
+        return {"score": score, **self.around(samples), "metrics": self.tally.measure(answers)}
+
+    def around(self, samples: Floats, name: str = "") -> dict[str, Any]:
+        """The interval that bootstrap samples [R] span, and themselves where they are to be kept."""
+        kept = {f"{name}samples": samples} if self.keep_samples else {}
+        return {f"{name}interval": list(percentiles(samples, LEVEL)), **kept}
 
 
 def _spoken(table: Floats, voices: NDArray[Any]) -> Floats:
@@ -423,16 +433,16 @@ def _tried(bench: _Bench, name: str, rules: Sequence[Criterion], targets: Iterab
     return _Row(name, rules[0].name, label, _areas(bench, contender), _results(bench, contender, targets))
 
 
-def _area_interval(
+def _around_area(
     bench: _Bench, area: float, table: _Table, voices: NDArray[Any], exits: NDArray[np.uint8]
-) -> list[float]:
-    """Around an area, as wide as a curve's: voices and exits [P, U] of its points."""
+) -> dict[str, Any]:
+    """Interval around an area, as wide as a curve's: voices and exits [P, U] of its points."""
     low = float(bench.trace.layers[0]) / bench.trace.num_layers
     drawn = zip(bench.layer_samples(exits), bench.each_sample(table, voices), bench.end_samples, strict=True)
     samples = np.array(
         [mean_score(cost, score, ((low, float(first)), (1.0, float(last)))) for cost, score, (first, last) in drawn]
     )
-    return _interval(samples + (area - samples.mean()))
+    return bench.around(samples + (area - samples.mean()), "area_")
 
 
 def _everyone(bench: _Bench, count: int) -> NDArray[np.uint8]:
@@ -458,8 +468,8 @@ def _fitted(bench: _Bench, name: str, fitted: Fitted, targets: Iterable[float]) 
     results = {target: _fitted_result(bench, table, sides, target) for target in targets}
     area = float(np.mean([side.area for side in sides]))
     settings = {"problem_type": bench.trace.problem_type}
-    interval = _area_interval(bench, area, table, sides[0].exits, sides[0].exits)
-    areas = {"area": area, "area_interval": interval, "areas": [{"settings": settings, "area": area}]}
+    around = _around_area(bench, area, table, sides[0].exits, sides[0].exits)
+    areas = {"area": area, **around, "areas": [{"settings": settings, "area": area}]}
     return _Row(name, fitted.criterion.name, f"{fitted.criterion.summary} (fitted)", areas, results)
 
 
@@ -706,19 +716,19 @@ def _told(
     )
 
 
-def _point(result: _Result | None) -> dict[str, Any] | None:
+def _point(bench: _Bench, result: _Result | None) -> dict[str, Any] | None:
     if result is None:
         return None
     return {
         "target": result.target,
         "score": result.score,
-        "interval": _interval(result.samples),
+        **bench.around(result.samples),
         "layer_speedup": result.layer_speedup,
     }
 
 
 def _cell(bench: _Bench, result: _Result | None, reference: _Result | None) -> dict[str, Any] | None:
-    point = _point(result)
+    point = _point(bench, result)
     if result is None or point is None:
         return None
     full_score, full_samples = bench.full
@@ -726,14 +736,14 @@ def _cell(bench: _Bench, result: _Result | None, reference: _Result | None) -> d
         **point,
         "shares": result.shares,
         **result.chosen,
-        "against_baseline": None if reference is None else _gap(result, reference.score, reference.samples),
-        "against_full_depth": _gap(result, full_score, full_samples),
+        "against_baseline": None if reference is None else _gap(bench, result, reference.score, reference.samples),
+        "against_full_depth": _gap(bench, result, full_score, full_samples),
     }
 
 
-def _gap(result: _Result, score: float, samples: Floats) -> dict[str, Any]:
+def _gap(bench: _Bench, result: _Result, score: float, samples: Floats) -> dict[str, Any]:
     """A paired difference: the same rows were drawn for both."""
-    return {"mean": result.score - score, "interval": _interval(result.samples - samples)}
+    return {"mean": result.score - score, **bench.around(result.samples - samples)}
 
 
 def _chosen(contender: _Contender, chosen: NDArray[np.int64]) -> dict[str, Any]:
@@ -761,7 +771,7 @@ def _areas(bench: _Bench, contender: _Contender) -> dict[str, Any]:
     pairs = zip(contender.settings, table.mean(axis=1), strict=True)
     return {
         "area": area,
-        "area_interval": _area_interval(bench, area, contender.table, contender.voices[often], contender.exits[often]),
+        **_around_area(bench, area, contender.table, contender.voices[often], contender.exits[often]),
         "areas": [{"settings": dict(settings), "area": float(value)} for settings, value in pairs],
     }
 
@@ -783,11 +793,6 @@ def _counted(bench: _Bench, exits: NDArray[Any]) -> list[float]:
     """Share of units that leave at each exit."""
     counts = np.bincount(exits.ravel(), minlength=bench.trace.num_exits)
     return [float(share) for share in counts / exits.size]
-
-
-def _interval(samples: Floats) -> list[float]:
-    low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return [float(low), float(high)]
 
 
 def _static(bench: _Bench) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ __all__ = [
     "knob_grid",
     "measure",
     "oracle",
+    "percentiles",
     "resamples",
     "score_at_speedup",
     "slowest_knobs",
@@ -355,5 +356,10 @@ def bootstrap_interval(
     """Percentile bootstrap over rows of a mean: values [U] -> (low, high)."""
     column = np.asarray(values, dtype=np.float64)
     means = np.concatenate([counts @ column / len(column) for counts in resamples(len(column), number, seed)])
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return percentiles(means, level)
+
+
+def percentiles(samples: NDArray[Any], level: float = 0.95) -> tuple[float, float]:
+    """(low, high): the middle of bootstrap samples [R] that holds so large a share of them."""
+    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
