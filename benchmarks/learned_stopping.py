@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.bench.provenance import provenance, write_result
+from offramp.bench.significance import holm, mean_of_independent, two_sided
 from offramp.bench.suite_results import DONE, Results
 from offramp.calibration.compare import compare, usual_rules
 from offramp.errors import DataError
@@ -77,20 +77,11 @@ def _mean(values: Sequence[Gap | None]) -> list[float] | None:
     return [float(np.mean([mean for mean, _ in known])), float(samples.std())]
 
 
-def holm(tests: Mapping[tuple[str, float], float]) -> dict[tuple[str, float], float]:
-    """Holm's corrected p-values."""
-    corrected, largest = {}, 0.0
-    for rank, (key, p) in enumerate(sorted(tests.items(), key=lambda item: item[1])):
-        largest = max(largest, min(1.0, p * (len(tests) - rank)))
-        corrected[key] = largest
-    return corrected
-
-
 def verdict(found: Mapping[str, Sequence[list[float] | None]]) -> list[dict[str, Any]]:
     """Gaps of a task to published criteria that are significant before correction, with p before and after."""
     rows = {name: row for name, row in found.items() if name not in UNPUBLISHED}
     told = {(name, t): gap for name, row in rows.items() for t, gap in zip(TARGETS, row, strict=True) if gap}
-    p = {key: math.erfc(abs(gap[0]) / gap[1] / math.sqrt(2)) if gap[1] else 1.0 for key, gap in told.items()}
+    p = {key: two_sided(gap, error) for key, (gap, error) in told.items()}
     return [
         {"criterion": name, "target": target, "gap": told[name, target][0], "p": p[name, target], "corrected": value}
         for (name, target), value in holm(p).items()
@@ -109,8 +100,7 @@ def over_tasks(tasks: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float]
             if any(gap is None for gap in known):
                 found[name].append(None)
                 continue
-            mean = sum(gap[0] for gap in known) / len(known)
-            found[name].append([mean, math.sqrt(sum(gap[1] ** 2 for gap in known)) / len(known)])
+            found[name].append(list(mean_of_independent(*zip(*known, strict=True))))
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from offramp.bench.significance import standard_error, two_sided
 from offramp.bench.suite import Cell, Suite
 from offramp.bench.suite_page import as_markdown, replace_block
 from offramp.bench.suite_plots import figures, plot_tier
@@ -32,8 +33,10 @@ SUITE = Suite.from_json(
         "targets": [1.5, 2.0, 3.0],
         "splits": 4,
         "resamples": 50,
+        "unions": [["toy", "twin"], ["toy", "gone"]],
         "tasks": {
             "toy": {"name": "toy", "folder": "toy", "metric": "f1"},
+            "twin": {"name": "twin", "folder": "twin"},
             "numbers": {"name": "numbers", "folder": "numbers", "problem_type": "regression"},
             "gone": {"name": "gone", "folder": "gone"},
         },
@@ -51,6 +54,7 @@ SUITE = Suite.from_json(
                 "recipes": ["joint", "energy", "de3bert", "plain"],
                 "seeds": {"toy": 2, "numbers": 1, "gone": 1},
             },
+            {"name": "again", "recipes": ["joint", "energy", "de3bert"], "seeds": {"twin": 1}},
             {"name": "layers", "recipes": ["plain-1", "plain-2"], "seeds": {"toy": 1}},
         ],
     }
@@ -209,7 +213,8 @@ def test_the_page_says_where_a_row_is_faster_than_asked(numbers: dict[str, Any])
     cells = row(changed, "energy")["cells"]
     for cell, speed in zip(cells, (1.52, 2.6, 3.0), strict=True):
         cell["layer_speedup"] = speed
-    [line] = [line for line in as_markdown(changed).splitlines() if line.startswith("| energy | energy |")]
+    section = as_markdown(changed).partition("### toy")[2].partition("### twin")[0]
+    [line] = [line for line in section.splitlines() if line.startswith("| energy | energy |")]
     assert line.count("at 2.6x") == 1
     assert "at 1.5x" not in line
 
@@ -223,13 +228,48 @@ def test_every_number_has_an_interval(numbers: dict[str, Any]) -> None:
                 assert number["interval"][1] >= number["mean"] - 1e-9
 
 
+def test_means_over_tasks(numbers: dict[str, Any]) -> None:
+    [union] = numbers["unions"]  # not the one whose second task did not run
+    assert union["tasks"] == ["toy", "twin"]
+    names = [one["name"] for one in union["rows"]]
+    assert "de3bert" in names
+    assert "plain" not in names, "one of the tasks has no such row"
+    energy = next(one for one in union["rows"] if one["name"] == "energy")
+    two = [row(numbers, "energy", task) for task in ("toy", "twin")]
+    for what in ("score", "gap"):
+        [number, *each] = [one["cells"][1][what] for one in (energy, *two)]
+        assert number["mean"] == pytest.approx(np.mean([one["mean"] for one in each]))
+        # Tasks are independent: squares of widths add up.
+        widths = np.array([np.ptp(one["interval"]) for one in each])
+        assert np.ptp(number["interval"]) == pytest.approx(np.sqrt((widths**2).sum()) / 2)
+
+
+def test_gaps_over_tasks_are_corrected(numbers: dict[str, Any]) -> None:
+    [union] = numbers["unions"]
+    gaps = [cell["gap"] for one in union["rows"] for cell in one["cells"] if cell and cell["gap"]]
+    tested = [gap for gap in gaps if "corrected" in gap]
+    assert 3 < len(tested) < len(gaps), "entropy against itself is no test"
+    least = max(tested, key=lambda gap: abs(gap["mean"]) / np.ptp(gap["interval"]))
+    alone = two_sided(least["mean"], standard_error(least["interval"]))
+    assert least["corrected"] == pytest.approx(min(1, alone * len(tested)))
+
+
+def test_the_page_marks_what_stands_correction(numbers: dict[str, Any]) -> None:
+    changed = json.loads(json.dumps(numbers))
+    found = next(one for one in changed["unions"][0]["rows"] if one["name"] == "energy")
+    for cell, p in zip(found["cells"], (0.06, 0.04, 0.2), strict=True):
+        cell["gap"] = {"mean": 0.012, "se": None, "interval": [0.001, 0.023], "corrected": p}
+    line = next(one for one in as_markdown(changed).splitlines() if one.startswith("| energy |"))
+    assert line.endswith("| +1.2 [+0.1, +2.3] | **+1.2 [+0.1, +2.3]** | +1.2 [+0.1, +2.3] |")
+
+
 def test_the_oracle_is_best(numbers: dict[str, Any]) -> None:
     best = row(numbers, "oracle of joint")["curve"][0]
     assert best["score"]["mean"] > max(cell["score"]["mean"] for cell in row(numbers, "joint")["cells"] if cell)
 
 
 def test_regression_is_measured_against_static_exits(numbers: dict[str, Any]) -> None:
-    table = numbers["tasks"][1]
+    table = next(task for task in numbers["tasks"] if task["task"] == "numbers")
     assert table["against"] == "depth"
     assert [one["name"] for one in table["rows"]] == ["joint", "plain", "static exit of joint"]
     assert "the best static exit on the same" in as_markdown(numbers)
@@ -287,7 +327,9 @@ def test_a_cascade_is_as_fast_as_its_layers_say(tmp_path: Path) -> None:
 
 
 def test_a_picture_a_tier_that_has_curves(numbers: dict[str, Any]) -> None:
-    assert figures(numbers) == {"tier-A.png": "A"}
+    assert figures(numbers) == {"tier-A.png": "A"}, "layers has no curves, and all of again stands in A"
+    more = numbers | {"tiers": {**numbers["tiers"], "wide": ["energy", "plain-1", "de3bert-softmax"]}}
+    assert figures(more) == {"tier-A.png": "A", "tier-wide.png": "wide"}
     assert plot_tier(numbers, "A").startswith(b"\x89PNG")
 
 

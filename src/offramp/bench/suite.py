@@ -126,6 +126,8 @@ class Suite:
     """Layer speed-ups."""
     splits: int = 50
     resamples: int = 1000
+    unions: tuple[tuple[str, ...], ...] = ()
+    """Tasks over which rows are averaged, a table each."""
 
     def cells(self) -> list[Cell]:
         """Every cell once, the most useful first: seed 0 of every tier, task by task, then further seeds."""
@@ -202,6 +204,7 @@ class Suite:
             tiers.append(Tier(name=tier.name, recipes=tuple(tier.recipes), seeds=dict(tier.seeds)))
         suite = _made(cls, rest | {"tasks": tasks, "entries": entries, "tiers": tuple(tiers)}, "the suite")
         object.__setattr__(suite, "targets", tuple(float(target) for target in suite.targets))
+        object.__setattr__(suite, "unions", tuple(tuple(union) for union in suite.unions))
         _check(suite)
         return suite
 
@@ -266,6 +269,9 @@ def _check(suite: Suite) -> None:
                 raise DataError(f"tier {tier.name} has seeds for {task!r}, and no task is called that")
             if not isinstance(count, int) or count < 0:
                 raise DataError(f"tier {tier.name}: seeds of {task} is a whole number of 0 or more, not {count!r}")
+    for task in (task for union in suite.unions for task in union):
+        if task not in suite.tasks:
+            raise DataError(f"unions name the task {task!r}, and no task is called that")
     for entry in suite.entries.values():
         if entry.exit_epochs != "recipe" and not isinstance(entry.exit_epochs, int | float):
             raise DataError(f'recipe {entry.name}: exit_epochs is a number or "recipe", not {entry.exit_epochs!r}')

@@ -1,9 +1,12 @@
-"""The page of a suite's numbers: a section a task. The same numbers always give the same page."""
+"""The page of a suite's numbers: a section for each union of tasks, then one a task.
+
+The same numbers always give the same page.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from offramp.bench.suite_plots import figures
@@ -11,11 +14,13 @@ from offramp.errors import OfframpError
 
 __all__ = ["as_markdown", "replace_block"]
 
+_LEVEL = 0.05
+
 
 def as_markdown(
     numbers: Mapping[str, Any], *, pictures: str | None = None, command: str = "offramp compare --suite"
 ) -> str:
-    """The page's tables: a section a task, what was not run, and the papers of the numbers.
+    """The page's tables: means over tasks, a section a task, what was not run, and the papers of the numbers.
 
     Args:
         numbers: of ``suite_tables.compute``.
@@ -27,6 +32,8 @@ def as_markdown(
     if pictures is not None and done:
         lines += [f"![score against layer speed-up, a panel a task]({pictures}/{name})" for name in figures(numbers)]
         lines.append("")
+    for union in numbers["unions"]:
+        lines += [*_union(union, numbers["targets"]), ""]
     for task in done:
         lines += [*_section(task, numbers), ""]
     never = [task for task in numbers["tasks"] if not task["rows"]]
@@ -35,6 +42,46 @@ def as_markdown(
         lines += [f"- {task['task']}: {'; '.join(_reasons(task))}" for task in never]
         lines.append("")
     return "\n".join([*lines, _origin(numbers, command)])
+
+
+def _union(union: Mapping[str, Any], targets: Sequence[float]) -> list[str]:
+    """Means over tasks: scores, and gaps with those in bold that stand Holm's correction."""
+    heads = " | ".join(f"{target:g}x" for target in targets)
+    gap_heads = " | ".join(f"won at {target:g}x" for target in targets)
+    lines = [
+        f"### Mean over {', '.join(union['tasks'])}",
+        "",
+        f"Score x 100; in the last columns points won or lost against {_reference(union['against'])} on the same "
+        f"trained model (paired), bold where clear of zero at {_LEVEL:.0%} after Holm's correction over this table.",
+        "",
+        f"| | leaves by | full depth | {heads} | area | {gap_heads} |",
+        "|---|---|---|" + "---|" * (2 * len(targets) + 1),
+    ]
+    for row in union["rows"]:
+        if row["kind"] == "oracle":
+            continue  # its speed differs from task to task
+        scores = " | ".join(_score_of(row, cell) for cell in row["cells"])
+        gaps = " | ".join(_tested(cell) for cell in row["cells"])
+        full = "" if row["kind"] in ("entropy", "static") else _mean(row["full_depth"])
+        lines.append(f"| {row['name']} | {row['criterion']} | {full} | {scores} | {_mean(row['area'])} | {gaps} |")
+    return lines
+
+
+def _score_of(row: Mapping[str, Any], cell: Mapping[str, Any] | None) -> str:
+    if row["kind"] == "plain":
+        return ""
+    return _mean(cell["score"]) if cell else "not reached"
+
+
+def _mean(number: Mapping[str, Any] | None) -> str:
+    return "" if number is None else f"{100 * number['mean']:.1f}"
+
+
+def _tested(cell: Mapping[str, Any] | None) -> str:
+    if cell is None or cell["gap"] is None or "corrected" not in cell["gap"]:
+        return ""
+    text = _gap(cell)
+    return f"**{text}**" if cell["gap"]["corrected"] < _LEVEL else text
 
 
 def _section(task: Mapping[str, Any], numbers: Mapping[str, Any]) -> list[str]:
@@ -57,13 +104,17 @@ def _section(task: Mapping[str, Any], numbers: Mapping[str, Any]) -> list[str]:
     compared = [row for row in task["rows"] if any(cell and cell["gap"] for cell in row["cells"])]
     others = [row for row in compared if not _is_reference(row, task["against"])]
     if others:
-        reference = "entropy" if task["against"] == "entropy" else "the best static exit"
+        reference = _reference(task["against"])
         lines += ["", f"Points won or lost against {reference} on the same trained model (paired):", ""]
         lines += [f"| | {heads} |", "|---|" + "---|" * len(targets)]
         lines += [f"| {row['name']} | {' | '.join(_gap(cell) for cell in row['cells'])} |" for row in others]
     if task["not_run"]:
         lines += ["", f"Not run: {'; '.join(_reasons(task))}."]
     return lines
+
+
+def _reference(against: str | None) -> str:
+    return "entropy" if against == "entropy" else "the best static exit"
 
 
 def _is_reference(row: Mapping[str, Any], against: str | None) -> bool:

@@ -19,13 +19,18 @@ _COLUMNS = 2
 
 
 def figures(numbers: Mapping[str, Any]) -> dict[str, str]:
-    """File name -> tier, of the tiers that have something to draw."""
+    """File name -> tier, of the tiers that have something to draw which no tier before them shows."""
     drawn = {row["recipe"] for task in numbers["tasks"] for row in task["rows"] if row["kind"] == "recipe"}
-    return {f"tier-{tier}.png": tier for tier, recipes in numbers["tiers"].items() if drawn.intersection(recipes)}
+    found: dict[str, str] = {}
+    for tier, recipes in numbers["tiers"].items():
+        shown = (set(numbers["tiers"][one]) for one in found.values())
+        if drawn.intersection(recipes) and not any(set(recipes) <= one for one in shown):
+            found[f"tier-{tier}.png"] = tier
+    return found
 
 
 def plot_tier(numbers: Mapping[str, Any], tier: str, *, dpi: int = 130) -> bytes:
-    """PNG of a tier: a line a recipe with a light band (mean over seeds of 95 % intervals over dev rows).
+    """PNG of a tier: a line a recipe with a light band (95 % interval over dev rows).
 
     In every panel, whatever the tier: the baseline (black), static exits of that model (grey
     squares), separately fine-tuned encoders of k layers (crosses), the oracle (star).

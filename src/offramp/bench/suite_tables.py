@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.bench.provenance import provenance
+from offramp.bench.significance import holm, mean_of_independent, standard_error, two_sided
 from offramp.bench.suite import Suite
 from offramp.bench.suite_results import DONE, Results
 from offramp.calibration.compare import Rules, compare
@@ -54,6 +55,11 @@ def compute(
             exits     static exits of the baseline: {layer, layer_speedup, score}
             not_run   {recipe, seeds, reason}
 
+        and ``unions`` has {tasks, against, rows} for each union whose tasks all ran, a row being {name, kind,
+        criterion, full_depth, area, cells}, of the rows that all of its tasks have: means over tasks, and 95 %
+        intervals that take tasks as independent. ``corrected`` in a cell's gap is its p after Holm's correction over
+        the table.
+
     Raises:
         RunError: a trace is missing or damaged.
         KnobError: a recipe that ran is not there any more.
@@ -76,6 +82,7 @@ def compute(
         "trained_at": sorted({cell["commit"] or "no commit" for cell in done}),
         "trained_with": _versions(done),
         "tasks": _rounded(tasks),
+        "unions": _rounded([found for union in suite.unions if (found := _union(union, tasks)) is not None]),
         **provenance(seeds=sorted({cell["seed"] for cell in done})),
     }
 
@@ -350,6 +357,48 @@ def _number(values: Sequence[float], samples: Sequence[NDArray[np.float64]]) -> 
     """
     se = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
     return {"mean": float(np.mean(values)), "se": se, "interval": list(percentiles(np.mean(samples, axis=0)))}
+
+
+# Over tasks
+
+
+def _union(names: Sequence[str], tasks: Sequence[Json]) -> Json | None:
+    """Rows that all of some tasks have, averaged over them; None while one of the tasks has no rows."""
+    by_name = {task["task"]: {row["name"]: row for row in task["rows"]} for task in tasks if task["rows"]}
+    if any(name not in by_name for name in names):
+        return None
+    mine = [by_name[name] for name in names]
+    shared = [[rows[row] for rows in mine] for row in mine[0] if all(row in rows for rows in mine)]
+    rows = [_over_tasks(same) for same in shared]
+    gaps = {(row["name"], place): cell["gap"] for row in rows for place, cell in enumerate(row["cells"]) if cell}
+    known = {key: gap for key, gap in gaps.items() if gap is not None and gap["interval"] != [0, 0]}
+    p = holm({key: two_sided(gap["mean"], standard_error(gap["interval"])) for key, gap in known.items()})
+    for key, gap in known.items():
+        gap["corrected"] = p[key]
+    against = next(task["against"] for task in tasks if task["task"] == names[0])
+    return {"tasks": list(names), "against": against, "rows": rows}
+
+
+def _over_tasks(rows: Sequence[Json]) -> Json:
+    """One row from the same row of several tasks."""
+    cells = []
+    for same in zip(*(row["cells"] for row in rows), strict=True):
+        reached = [cell for cell in same if cell is not None]
+        speed = float(np.mean([cell["layer_speedup"] for cell in reached])) if reached else None
+        means = {what: _mean_number([cell[what] for cell in reached]) for what in ("score", "gap")}
+        cells.append({**means, "layer_speedup": speed} if len(reached) == len(rows) else None)
+    means = {what: _mean_number([row[what] for row in rows]) for what in ("full_depth", "area")}
+    return {**{what: rows[0][what] for what in ("name", "kind", "criterion")}, **means, "cells": cells}
+
+
+def _mean_number(numbers: Sequence[Json | None]) -> Json | None:
+    """Mean of numbers of different tasks; None where one lacks."""
+    known = [number for number in numbers if number is not None]
+    if len(known) < len(numbers) or not known:
+        return None
+    errors = [standard_error(number["interval"]) for number in known]
+    mean, error = mean_of_independent([number["mean"] for number in known], errors)
+    return {"mean": mean, "se": None, "interval": [mean - 1.959964 * error, mean + 1.959964 * error]}
 
 
 def _named(result: Mapping[str, Any], name: str) -> Json | None:
