@@ -873,6 +873,43 @@ def attach(result: Result) -> str:
     return "\n".join([*lines, "", f"{_cpu(result)}. " + _origin(result, "python benchmarks/attach.py")])
 
 
+def methods(result: Result) -> str:
+    """Rows of the comparison that are a recipe with the criterion of its paper, over tasks, the best at 2x first."""
+    union = result["unions"][0]
+    tasks = {task["task"]: task for task in result["tasks"]}
+    rows = [tasks[name]["n"] for name in union["tasks"]]
+    where = ", ".join(f"{name} ({count:,})" for name, count in zip(union["tasks"], rows, strict=True))
+    shown = {name for tier in ("A", "B") for name in result["tiers"][tier]}
+    found = [row for row in union["rows"] if row["kind"] == "recipe" and row["name"] in shown]
+    found += [row for row in union["rows"] if row["kind"] in ("static", "layers")]
+    place = {target: number for number, target in enumerate(result["targets"])}
+    found.sort(key=lambda row: -row["cells"][place[2.0]]["score"]["mean"])
+    heads = " | ".join(f"{target:g}x" for target in result["targets"])
+    lines = [
+        f"Accuracy, mean over {where} dev rows, at layer speed-ups; in brackets points won or lost against entropy on "
+        "the same trained model, 95 % interval, bold where it stands Holm's correction:",
+        "",
+        f"| | leaves by | full depth | {heads} |",
+        "|---|---|---|" + "---|" * len(result["targets"]),
+    ]
+    for row in found:
+        full = f"{100 * row['full_depth']['mean']:.1f}" if row["kind"] == "recipe" else ""
+        cells = " | ".join(_method_cell(cell) for cell in row["cells"])
+        lines.append(f"| {row['name']} | {row['criterion']} | {full} | {cells} |")
+    return "\n".join([*lines, "", _origin(result, "python benchmarks/compare.py --tables")])
+
+
+def _method_cell(cell: Result | None) -> str:
+    if cell is None:
+        return "not reached"
+    score, gap = f"{100 * cell['score']['mean']:.1f}", cell["gap"]
+    if gap is None or "corrected" not in gap:
+        return score
+    low, high = gap["interval"]
+    mark = "**" if gap["corrected"] < 0.05 else ""
+    return f"{score} ({mark}{100 * gap['mean']:+.1f}{mark}: {100 * low:+.1f} to {100 * high:+.1f})"
+
+
 TABLES: Mapping[str, tuple[str, Callable[[Result], str]]] = {
     "learned_stopping": ("docs/learned-stopping.md", learned_stopping),
     "sst2": ("README.md", sst2),
@@ -894,10 +931,11 @@ TABLES: Mapping[str, tuple[str, Callable[[Result], str]]] = {
     "single": ("docs/performance.md", single),
     "engine": ("docs/performance.md", engine),
     "installed_size": ("docs/performance.md", installed_size),
+    "methods": ("README.md", methods),
 }
-SOURCES = {"speed_profile": "speed", "speed_headline": "speed"}
-"""Blocks written from another block's result."""
 """Result file and block -> page, and how the block is written."""
+SOURCES = {"speed_profile": "speed", "speed_headline": "speed", "methods": "suite/tables"}
+"""Blocks written from another block's result."""
 
 
 def _score(cell: Result) -> str:
