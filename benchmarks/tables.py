@@ -20,6 +20,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from offramp.bench.significance import LEVEL
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 Result = Mapping[str, Any]
@@ -307,7 +309,10 @@ def _gained(cell: Result | None, name: str) -> str:
 
 
 def _rows_of(cell: Result) -> str:
-    return f"{cell['train_rows']:,}" if "train_rows" in cell else f"as in the suite, seed {cell['seed']}"
+    if "train_rows" in cell:
+        return f"{cell['train_rows']:,}"
+    alone = ", then exits alone" if cell["recipe"] == "de3bert-alone" else ""
+    return f"as in the suite{alone}, seed {cell['seed']}"
 
 
 def _among(cell: Result, name: str) -> str:
@@ -874,39 +879,51 @@ def attach(result: Result) -> str:
 
 
 def methods(result: Result) -> str:
-    """Rows of the comparison that are a recipe with the criterion of its paper, over tasks, the best at 2x first."""
-    union = result["unions"][0]
-    tasks = {task["task"]: task for task in result["tasks"]}
-    rows = [tasks[name]["n"] for name in union["tasks"]]
-    where = ", ".join(f"{name} ({count:,})" for name, count in zip(union["tasks"], rows, strict=True))
-    shown = {name for tier in ("A", "B") for name in result["tiers"][tier]}
+    """Rows of the comparison that are a recipe with the criterion of its paper, over tasks, by their mean score."""
+    if not result["unions"]:
+        return "Not run yet."
+    union, tiers, targets = result["unions"][0], result["tiers"], result["targets"]
+    count = {task["task"]: task["n"] for task in result["tasks"]}
+    where = ", ".join(f"{name} ({count[name]:,})" for name in union["tasks"])
+    shown = {name for tier in ("A", "B") for name in tiers[tier]}
     found = [row for row in union["rows"] if row["kind"] == "recipe" and row["name"] in shown]
     found += [row for row in union["rows"] if row["kind"] in ("static", "layers")]
-    place = {target: number for number, target in enumerate(result["targets"])}
-    found.sort(key=lambda row: -row["cells"][place[2.0]]["score"]["mean"])
-    heads = " | ".join(f"{target:g}x" for target in result["targets"])
     lines = [
-        f"Accuracy, mean over {where} dev rows, at layer speed-ups; in brackets points won or lost against entropy on "
-        "the same trained model, 95 % interval, bold where it stands Holm's correction:",
+        f"Accuracy, mean over {where} dev rows, seed {', '.join(map(str, union['seeds']))}, at layer speed-ups "
+        "(beside a score the one reached, where more layers were worth nothing). In brackets points won or lost "
+        "against entropy on the same trained model, 95 % interval, bold where it stands Holm's correction over the "
+        f"{_tests(union)} gaps of the whole table:",
         "",
-        f"| | leaves by | full depth | {heads} |",
-        "|---|---|---|" + "---|" * len(result["targets"]),
+        f"| | leaves by | full depth | {' | '.join(f'{target:g}x' for target in targets)} |",
+        "|---|---|---|" + "---|" * len(targets),
     ]
-    for row in found:
+    for row in sorted(found, key=_at_the_middle, reverse=True):
         full = f"{100 * row['full_depth']['mean']:.1f}" if row["kind"] == "recipe" else ""
-        cells = " | ".join(_method_cell(cell) for cell in row["cells"])
+        cells = " | ".join(_method_cell(*pair) for pair in zip(row["cells"], targets, strict=True))
         lines.append(f"| {row['name']} | {row['criterion']} | {full} | {cells} |")
     return "\n".join([*lines, "", _origin(result, "python benchmarks/compare.py --tables")])
 
 
-def _method_cell(cell: Result | None) -> str:
+def _tests(union: Result) -> int:
+    gaps = [cell["gap"] for row in union["rows"] for cell in row["cells"] if cell and cell["gap"]]
+    return sum("corrected" in gap for gap in gaps)
+
+
+def _at_the_middle(row: Result) -> float:
+    """Score at the middle one of the targets; last what does not reach it."""
+    cell = row["cells"][len(row["cells"]) // 2]
+    return cell["score"]["mean"] if cell else -math.inf
+
+
+def _method_cell(cell: Result | None, target: float) -> str:
     if cell is None:
         return "not reached"
-    score, gap = f"{100 * cell['score']['mean']:.1f}", cell["gap"]
+    faster = f" at {cell['layer_speedup']:.1f}x" if cell["layer_speedup"] > 1.03 * target else ""
+    score, gap = f"{100 * cell['score']['mean']:.1f}{faster}", cell["gap"]
     if gap is None or "corrected" not in gap:
         return score
     low, high = gap["interval"]
-    mark = "**" if gap["corrected"] < 0.05 else ""
+    mark = "**" if gap["corrected"] < LEVEL else ""
     return f"{score} ({mark}{100 * gap['mean']:+.1f}{mark}: {100 * low:+.1f} to {100 * high:+.1f})"
 
 

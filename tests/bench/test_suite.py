@@ -213,6 +213,11 @@ def test_to_json_and_back(suite: Suite) -> None:
         ('encoder = "tiny"', "", "missing"),
         ("splits = 3", "splits = ", "not TOML"),
         ("train_rows = 64", 'problem_type = "ranking"', "problem_type must be"),
+        ("splits = 3", "splits = 3\nunions = 3", "unions are lists of tasks"),
+        ("splits = 3", 'splits = 3\nunions = ["toy"]', "unions are lists of tasks"),
+        ("splits = 3", 'splits = 3\nunions = [["toys"]]', "unions name the task 'toys'"),
+        ("splits = 3", "splits = 3\nunions = [[]]", "each of them once"),
+        ("splits = 3", 'splits = 3\nunions = [["toy", "toy"]]', "each of them once"),
         ("num_layers = 2", 'exit_epochs = "many"', 'recipe plain-2: exit_epochs is a number or "recipe"'),
     ],
 )

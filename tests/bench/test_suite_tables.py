@@ -14,9 +14,10 @@ from offramp.bench.suite_page import as_markdown, replace_block
 from offramp.bench.suite_plots import figures, plot_tier
 from offramp.bench.suite_results import Results
 from offramp.bench.suite_tables import compute
+from offramp.bench.suite_unions import over_tasks
 from offramp.calibration.compare import compare, usual_rules
 from offramp.criteria import make
-from offramp.errors import OfframpError, RunError
+from offramp.errors import DataError, OfframpError, RunError
 from offramp.traces.trace import Trace
 
 UNITS, LAYERS = 120, 4
@@ -228,20 +229,53 @@ def test_every_number_has_an_interval(numbers: dict[str, Any]) -> None:
                 assert number["interval"][1] >= number["mean"] - 1e-9
 
 
-def test_means_over_tasks(numbers: dict[str, Any]) -> None:
+def test_means_over_tasks(numbers: dict[str, Any], kept: Results) -> None:
     [union] = numbers["unions"]  # not the one whose second task did not run
     assert union["tasks"] == ["toy", "twin"]
     names = [one["name"] for one in union["rows"]]
     assert "de3bert" in names
     assert "plain" not in names, "one of the tasks has no such row"
+    # toy has another seed of some rows. The others would not be held against them on equal terms.
+    assert union["seeds"] == [0]
+    suite, cells = kept.read()
+    first = json.loads(json.dumps(compute(suite, [cell for cell in cells if cell["seed"] == 0], kept)))
     energy = next(one for one in union["rows"] if one["name"] == "energy")
-    two = [row(numbers, "energy", task) for task in ("toy", "twin")]
+    two = [row(first, "energy", task) for task in ("toy", "twin")]
     for what in ("score", "gap"):
         [number, *each] = [one["cells"][1][what] for one in (energy, *two)]
         assert number["mean"] == pytest.approx(np.mean([one["mean"] for one in each]))
         # Tasks are independent: squares of widths add up.
         widths = np.array([np.ptp(one["interval"]) for one in each])
         assert np.ptp(number["interval"]) == pytest.approx(np.sqrt((widths**2).sum()) / 2)
+    assert energy["cells"][1]["layer_speedup"] == pytest.approx(np.mean([o["cells"][1]["layer_speedup"] for o in two]))
+
+
+def test_a_mean_over_tasks_needs_all_of_them(numbers: dict[str, Any]) -> None:
+    """Where a task does not reach a target there is no mean of the others, nor of a gap that one lacks."""
+    tables = [[json.loads(json.dumps(row(numbers, "energy", task)))] for task in ("toy", "twin")]
+    tables[0][0]["cells"][0] = None
+    tables[1][0]["cells"][1]["gap"] = None
+    tables[1][0]["area"] = None
+    [found] = over_tasks(tables)
+    assert found["cells"][0] is None
+    assert found["cells"][1]["gap"] is None
+    assert found["cells"][1]["score"] is not None
+    assert found["cells"][2]["gap"] is not None
+    assert found["area"] is None
+
+
+def test_seeds_of_other_rows_are_refused(kept: Results, tmp_path: Path) -> None:
+    """Their samples would be averaged as if they were of the same rows."""
+    suite, cells = kept.read()
+    mine = [cell for cell in cells if cell["task"] == "toy" and cell["recipe"] == "joint"]
+    other = Results(tmp_path)
+    for cell in mine:
+        trace = kept.trace("toy", cell["key"])
+        record = kept.record("toy", cell["key"])
+        assert record is not None
+        other.keep(trace if cell["seed"] == 0 else trace.select(np.arange(UNITS)[::-1]), record)
+    with pytest.raises(DataError, match="different dev rows"):
+        compute(suite, mine, other)
 
 
 def test_gaps_over_tasks_are_corrected(numbers: dict[str, Any]) -> None:
@@ -261,6 +295,17 @@ def test_the_page_marks_what_stands_correction(numbers: dict[str, Any]) -> None:
         cell["gap"] = {"mean": 0.012, "se": None, "interval": [0.001, 0.023], "corrected": p}
     line = next(one for one in as_markdown(changed).splitlines() if one.startswith("| energy |"))
     assert line.endswith("| +1.2 [+0.1, +2.3] | **+1.2 [+0.1, +2.3]** | +1.2 [+0.1, +2.3] |")
+
+
+def test_the_page_says_what_means_over_tasks_are_of(numbers: dict[str, Any]) -> None:
+    changed = json.loads(json.dumps(numbers))
+    found = next(one for one in changed["unions"][0]["rows"] if one["name"] == "energy")
+    found["cells"][0]["layer_speedup"] = 2.6
+    section = as_markdown(changed).partition("### Mean over toy, twin")[2].partition("###")[0]
+    line = next(one for one in section.splitlines() if one.startswith("| energy |"))
+    assert line.count("at 2.6x") == 1
+    assert "seed 0 of every row" in section
+    assert "f1 (toy), f1 (twin) x 100" in section
 
 
 def test_the_oracle_is_best(numbers: dict[str, Any]) -> None:
@@ -328,8 +373,9 @@ def test_a_cascade_is_as_fast_as_its_layers_say(tmp_path: Path) -> None:
 
 def test_a_picture_a_tier_that_has_curves(numbers: dict[str, Any]) -> None:
     assert figures(numbers) == {"tier-A.png": "A"}, "layers has no curves, and all of again stands in A"
-    more = numbers | {"tiers": {**numbers["tiers"], "wide": ["energy", "plain-1", "de3bert-softmax"]}}
-    assert figures(more) == {"tier-A.png": "A", "tier-wide.png": "wide"}
+    # "never" and "not yet" did not run: what is drawn of the third stands in the second.
+    more = numbers | {"tiers": {"one": ["joint"], "two": ["energy", "never"], "three": ["energy", "not yet"]}}
+    assert list(figures(more).values()) == ["one", "two"]
     assert plot_tier(numbers, "A").startswith(b"\x89PNG")
 
 

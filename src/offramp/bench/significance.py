@@ -6,18 +6,26 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeVar
 
-__all__ = ["holm", "mean_of_independent", "standard_error", "two_sided"]
+__all__ = ["LEVEL", "holm", "mean_of_independent", "normal_interval", "standard_error", "two_sided"]
 
 Key = TypeVar("Key", bound=Hashable)
 
-_WIDTH = 2 * 1.959964
-"""Of a 95 % interval, in standard errors."""
+LEVEL = 0.05
+"""Below which a corrected p is called significant."""
+
+_REACH = 1.959964
+"""Of a 95 % interval to either side, in standard errors."""
 
 
 def standard_error(interval: Sequence[float]) -> float:
     """Of what has this 95 % interval (low, high), taken as normal."""
     low, high = interval
-    return (high - low) / _WIDTH
+    return (high - low) / (2 * _REACH)
+
+
+def normal_interval(mean: float, error: float) -> tuple[float, float]:
+    """(low, high): 95 %, the inverse of ``standard_error``."""
+    return mean - _REACH * error, mean + _REACH * error
 
 
 def two_sided(gap: float, error: float) -> float:

@@ -204,7 +204,7 @@ class Suite:
             tiers.append(Tier(name=tier.name, recipes=tuple(tier.recipes), seeds=dict(tier.seeds)))
         suite = _made(cls, rest | {"tasks": tasks, "entries": entries, "tiers": tuple(tiers)}, "the suite")
         object.__setattr__(suite, "targets", tuple(float(target) for target in suite.targets))
-        object.__setattr__(suite, "unions", tuple(tuple(union) for union in suite.unions))
+        object.__setattr__(suite, "unions", _unions(suite.unions))
         _check(suite)
         return suite
 
@@ -259,6 +259,25 @@ def _table(value: Any, what: str) -> Mapping[str, Any]:
     return value
 
 
+def _unions(value: Any) -> tuple[tuple[str, ...], ...]:
+    lists = isinstance(value, list | tuple) and all(isinstance(union, list | tuple) for union in value)
+    if not lists or not all(isinstance(task, str) for union in value for task in union):
+        raise DataError(f'unions are lists of tasks, such as [["mrpc", "sst2"]], not {value!r}')
+    return tuple(tuple(union) for union in value)
+
+
+def _check_union(union: Sequence[str], suite: Suite) -> None:
+    """Raise DataError where a mean over these tasks would say nothing."""
+    for task in union:
+        if task not in suite.tasks:
+            raise DataError(f"unions name the task {task!r}, and no task is called that")
+    if not union or len(set(union)) < len(union):
+        raise DataError(f"a union needs tasks, each of them once: {list(union)}")
+    # Their gaps are against different rows of the tables: entropy, or a static exit.
+    if len({suite.tasks[task].problem_type == "regression" for task in union}) > 1:
+        raise DataError(f"a union is of regression or of classification, not of both: {list(union)}")
+
+
 def _check(suite: Suite) -> None:
     """Raise DataError where parts do not fit each other."""
     if not suite.tiers:
@@ -269,9 +288,8 @@ def _check(suite: Suite) -> None:
                 raise DataError(f"tier {tier.name} has seeds for {task!r}, and no task is called that")
             if not isinstance(count, int) or count < 0:
                 raise DataError(f"tier {tier.name}: seeds of {task} is a whole number of 0 or more, not {count!r}")
-    for task in (task for union in suite.unions for task in union):
-        if task not in suite.tasks:
-            raise DataError(f"unions name the task {task!r}, and no task is called that")
+    for union in suite.unions:
+        _check_union(union, suite)
     for entry in suite.entries.values():
         if entry.exit_epochs != "recipe" and not isinstance(entry.exit_epochs, int | float):
             raise DataError(f'recipe {entry.name}: exit_epochs is a number or "recipe", not {entry.exit_epochs!r}')

@@ -6,15 +6,14 @@ The same numbers always give the same page.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from offramp.bench.significance import LEVEL
 from offramp.bench.suite_plots import figures
 from offramp.errors import OfframpError
 
 __all__ = ["as_markdown", "replace_block"]
-
-_LEVEL = 0.05
 
 
 def as_markdown(
@@ -33,7 +32,7 @@ def as_markdown(
         lines += [f"![score against layer speed-up, a panel a task]({pictures}/{name})" for name in figures(numbers)]
         lines.append("")
     for union in numbers["unions"]:
-        lines += [*_union(union, numbers["targets"]), ""]
+        lines += [*_union(union, numbers), ""]
     for task in done:
         lines += [*_section(task, numbers), ""]
     never = [task for task in numbers["tasks"] if not task["rows"]]
@@ -44,15 +43,19 @@ def as_markdown(
     return "\n".join([*lines, _origin(numbers, command)])
 
 
-def _union(union: Mapping[str, Any], targets: Sequence[float]) -> list[str]:
+def _union(union: Mapping[str, Any], numbers: Mapping[str, Any]) -> list[str]:
     """Means over tasks: scores, and gaps with those in bold that stand Holm's correction."""
+    targets = numbers["targets"]
     heads = " | ".join(f"{target:g}x" for target in targets)
     gap_heads = " | ".join(f"won at {target:g}x" for target in targets)
+    metrics = {task["task"]: task["metric"] for task in numbers["tasks"]}
+    what = ", ".join(f"{metrics[task]} ({task})" for task in union["tasks"])
     lines = [
         f"### Mean over {', '.join(union['tasks'])}",
         "",
-        f"Score x 100; in the last columns points won or lost against {_reference(union['against'])} on the same "
-        f"trained model (paired), bold where clear of zero at {_LEVEL:.0%} after Holm's correction over this table.",
+        f"{what} x 100, seed {', '.join(map(str, union['seeds']))} of every row. In the last columns points won or "
+        f"lost against {_reference(union['against'])} on the same trained model (paired; 95 % intervals over dev rows "
+        f"of these tasks), bold where clear of zero at {LEVEL:.0%} after Holm's correction over this table.",
         "",
         f"| | leaves by | full depth | {heads} | area | {gap_heads} |",
         "|---|---|---|" + "---|" * (2 * len(targets) + 1),
@@ -60,17 +63,27 @@ def _union(union: Mapping[str, Any], targets: Sequence[float]) -> list[str]:
     for row in union["rows"]:
         if row["kind"] == "oracle":
             continue  # its speed differs from task to task
-        scores = " | ".join(_score_of(row, cell) for cell in row["cells"])
+        scores = " | ".join(_score_of(row, *pair) for pair in zip(row["cells"], targets, strict=True))
         gaps = " | ".join(_tested(cell) for cell in row["cells"])
         full = "" if row["kind"] in ("entropy", "static") else _mean(row["full_depth"])
         lines.append(f"| {row['name']} | {row['criterion']} | {full} | {scores} | {_mean(row['area'])} | {gaps} |")
     return lines
 
 
-def _score_of(row: Mapping[str, Any], cell: Mapping[str, Any] | None) -> str:
+def _score_of(row: Mapping[str, Any], cell: Mapping[str, Any] | None, target: float) -> str:
     if row["kind"] == "plain":
         return ""
-    return _mean(cell["score"]) if cell else "not reached"
+    return _mean(cell["score"]) + _faster(cell, target) if cell else _lacking(row)
+
+
+def _faster(cell: Mapping[str, Any], target: float) -> str:
+    """The speed-up where more layers than the budget's were worth nothing."""
+    return f" at {cell['layer_speedup']:.1f}x" if cell["layer_speedup"] > 1.03 * target else ""
+
+
+def _lacking(row: Mapping[str, Any]) -> str:
+    """In place of a score."""
+    return "not run" if row["kind"] == "layers" else "not reached"
 
 
 def _mean(number: Mapping[str, Any] | None) -> str:
@@ -81,7 +94,7 @@ def _tested(cell: Mapping[str, Any] | None) -> str:
     if cell is None or cell["gap"] is None or "corrected" not in cell["gap"]:
         return ""
     text = _gap(cell)
-    return f"**{text}**" if cell["gap"]["corrected"] < _LEVEL else text
+    return f"**{text}**" if cell["gap"]["corrected"] < LEVEL else text
 
 
 def _section(task: Mapping[str, Any], numbers: Mapping[str, Any]) -> list[str]:
@@ -130,10 +143,7 @@ def _shown(row: Mapping[str, Any], place: int, target: float) -> str:
         best = row["curve"][0]
         return "" if place else f"{_text(best['score'])} at {best['layer_speedup']:.1f}x"
     cell = row["cells"][place]
-    if cell is None:
-        return "not run" if row["kind"] == "layers" else "not reached"
-    faster = cell["layer_speedup"] > 1.03 * target
-    return _text(cell["score"]) + (f" at {cell['layer_speedup']:.1f}x" if faster else "")
+    return _lacking(row) if cell is None else _text(cell["score"]) + _faster(cell, target)
 
 
 def _text(number: Mapping[str, Any] | None) -> str:

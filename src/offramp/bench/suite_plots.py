@@ -23,8 +23,8 @@ def figures(numbers: Mapping[str, Any]) -> dict[str, str]:
     drawn = {row["recipe"] for task in numbers["tasks"] for row in task["rows"] if row["kind"] == "recipe"}
     found: dict[str, str] = {}
     for tier, recipes in numbers["tiers"].items():
-        shown = (set(numbers["tiers"][one]) for one in found.values())
-        if drawn.intersection(recipes) and not any(set(recipes) <= one for one in shown):
+        mine = drawn.intersection(recipes)
+        if mine and not any(mine <= set(numbers["tiers"][one]) for one in found.values()):
             found[f"tier-{tier}.png"] = tier
     return found
 

@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.bench.provenance import provenance
-from offramp.bench.significance import holm, mean_of_independent, standard_error, two_sided
 from offramp.bench.suite import Suite
 from offramp.bench.suite_results import DONE, Results
+from offramp.bench.suite_unions import over_tasks
 from offramp.calibration.compare import Rules, compare
 from offramp.calibration.fitting import Fitted
 from offramp.calibration.sweep import LAMBDAS
 from offramp.criteria import Criterion, available, make
+from offramp.errors import DataError
 from offramp.traces.curves import mean_score, percentiles
 from offramp.traces.trace import Trace
 from offramp.types import ProblemType
@@ -55,20 +56,22 @@ def compute(
             exits     static exits of the baseline: {layer, layer_speedup, score}
             not_run   {recipe, seeds, reason}
 
-        and ``unions`` has {tasks, against, rows} for each union whose tasks all ran, a row being {name, kind,
+        and ``unions`` has {tasks, seeds, against, rows} for each union whose tasks all ran, a row being {name, kind,
         criterion, full_depth, area, cells}, of the rows that all of its tasks have: means over tasks, and 95 %
         intervals that take tasks as independent. ``corrected`` in a cell's gap is its p after Holm's correction over
         the table.
 
     Raises:
         RunError: a trace is missing or damaged.
+        DataError: traces of a task are of different dev rows.
         KnobError: a recipe that ran is not there any more.
     """
-    tasks = []
+    tasks, compared = [], {}
     for task in suite.tasks:
         mine = [cell for cell in cells if cell["task"] == task]
         if mine:
-            tasks.append(_task(suite, task, mine, results, say))
+            compared[task] = _compared(suite, task, [cell for cell in mine if cell["status"] == DONE], results, say)
+            tasks.append(_task(suite, task, mine, compared[task]))
     done = [cell for cell in cells if cell["status"] == DONE]
     return {
         "suite": suite.name,
@@ -82,7 +85,7 @@ def compute(
         "trained_at": sorted({cell["commit"] or "no commit" for cell in done}),
         "trained_with": _versions(done),
         "tasks": _rounded(tasks),
-        "unions": _rounded([found for union in suite.unions if (found := _union(union, tasks)) is not None]),
+        "unions": _rounded([_union(suite, union, compared) for union in suite.unions if _ran(union, compared)]),
         **provenance(seeds=sorted({cell["seed"] for cell in done})),
     }
 
@@ -101,30 +104,37 @@ def _versions(cells: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
     return {name: sorted({one[name] for one in every if name in one}) for name in ("torch", "transformers", "numpy")}
 
 
-def _task(suite: Suite, task: str, cells: Sequence[Mapping[str, Any]], results: Results, say: Any) -> Json:
+def _task(suite: Suite, task: str, cells: Sequence[Mapping[str, Any]], compared: Sequence[Json]) -> Json:
     done = [cell for cell in cells if cell["status"] == DONE]
-    found: Json = {
+    whole = _whole(suite, compared)
+    return {
         "task": task,
         "problem_type": suite.tasks[task].problem_type,
         "metric": done[0]["metric"] if done else suite.tasks[task].metric,
         "n": done[0]["rows"]["dev"] if done else None,
         "train_rows": done[0]["rows"]["train"] if done else None,
-        "num_layers": None,
-        "against": None,
-        "rows": [],
-        "exits": [],
+        "num_layers": whole[0]["num_layers"] if whole else None,
+        "against": _against(whole),
+        "rows": _rows(suite, task, compared),
+        "exits": _exits([one for one in whole if one["entry"] == suite.baseline]),
         "not_run": _not_run(cells),
     }
-    compared = _compared(suite, task, done, results, say)
-    whole = [one for one in compared if suite.entries[one["entry"]].num_layers is None]
-    if whole:
-        with_exits = [one["baseline"] for one in whole if one["baseline"] is not None]
-        found |= {"num_layers": whole[0]["num_layers"], "against": next(iter(with_exits), None)}
+
+
+def _whole(suite: Suite, compared: Sequence[Json]) -> list[Json]:
+    """Results on the whole encoder."""
+    return [one for one in compared if suite.entries[one["entry"]].num_layers is None]
+
+
+def _against(compared: Sequence[Json]) -> str | None:
+    """What gaps are taken against; a model without early exits has nothing of the kind."""
+    return next((one["baseline"] for one in compared if one["baseline"] is not None), None)
+
+
+def _rows(suite: Suite, task: str, compared: Sequence[Json]) -> list[Json]:
+    whole = _whole(suite, compared)
     rows = [*_recipe_rows(suite, whole), *_entropy_rows(suite, whole), *_baseline_rows(suite, whole)]
-    if whole:
-        rows += _layer_rows(suite, task, compared, whole)
-    found["exits"] = _exits([one for one in whole if one["entry"] == suite.baseline])
-    return found | {"rows": rows}
+    return rows + (_layer_rows(suite, task, compared, whole) if whole else [])
 
 
 def _not_run(cells: Sequence[Mapping[str, Any]]) -> list[Json]:
@@ -143,12 +153,15 @@ def _compared(
     suite: Suite, task: str, done: Sequence[Mapping[str, Any]], results: Results, say: Callable[[str], None]
 ) -> list[Json]:
     """One result for each cell that is done; a trace is compared once, under the rules of all who share it."""
-    found = []
+    found: list[Json] = []
+    first_trace: Trace | None = None
     kind = suite.tasks[task].problem_type
     rules = {entry: suite.entries[entry].rule(kind) for entry in {cell["recipe"] for cell in done}}
     for key in dict.fromkeys(cell["key"] for cell in done):
         mine = [cell for cell in done if cell["key"] == key]
         trace = results.trace(task, key)
+        _check_rows(task, trace, first_trace)
+        first_trace = first_trace or trace
         say(f"{task}: {', '.join(cell['recipe'] for cell in mine)}, seed {mine[0]['seed']}")
         contenders = _contenders({cell["recipe"]: rules[cell["recipe"]] for cell in mine}, trace)
         first = mine[0]["recipe"]
@@ -163,6 +176,17 @@ def _compared(
         )
         found += [{**result, "entry": cell["recipe"], "seed": cell["seed"], "first": first} for cell in mine]
     return found
+
+
+def _check_rows(task: str, trace: Trace, other: Trace | None) -> None:
+    """Seeds are paired row by row: their traces must be of the same rows."""
+    if other is None:
+        return
+    same = np.array_equal(trace.labels_known(), other.labels_known()) and np.array_equal(trace.lengths, other.lengths)
+    if not same:
+        raise DataError(
+            f"traces of {task} are of different dev rows, and cannot be held against each other: run it anew"
+        )
 
 
 def _contenders(rules: Mapping[str, Criterion | Fitted], trace: Trace) -> dict[str, Rules]:
@@ -362,43 +386,20 @@ def _number(values: Sequence[float], samples: Sequence[NDArray[np.float64]]) -> 
 # Over tasks
 
 
-def _union(names: Sequence[str], tasks: Sequence[Json]) -> Json | None:
-    """Rows that all of some tasks have, averaged over them; None while one of the tasks has no rows."""
-    by_name = {task["task"]: {row["name"]: row for row in task["rows"]} for task in tasks if task["rows"]}
-    if any(name not in by_name for name in names):
-        return None
-    mine = [by_name[name] for name in names]
-    shared = [[rows[row] for rows in mine] for row in mine[0] if all(row in rows for rows in mine)]
-    rows = [_over_tasks(same) for same in shared]
-    gaps = {(row["name"], place): cell["gap"] for row in rows for place, cell in enumerate(row["cells"]) if cell}
-    known = {key: gap for key, gap in gaps.items() if gap is not None and gap["interval"] != [0, 0]}
-    p = holm({key: two_sided(gap["mean"], standard_error(gap["interval"])) for key, gap in known.items()})
-    for key, gap in known.items():
-        gap["corrected"] = p[key]
-    against = next(task["against"] for task in tasks if task["task"] == names[0])
-    return {"tasks": list(names), "against": against, "rows": rows}
+def _ran(union: Sequence[str], compared: Mapping[str, Sequence[Json]]) -> bool:
+    return all(compared.get(task) for task in union)
 
 
-def _over_tasks(rows: Sequence[Json]) -> Json:
-    """One row from the same row of several tasks."""
-    cells = []
-    for same in zip(*(row["cells"] for row in rows), strict=True):
-        reached = [cell for cell in same if cell is not None]
-        speed = float(np.mean([cell["layer_speedup"] for cell in reached])) if reached else None
-        means = {what: _mean_number([cell[what] for cell in reached]) for what in ("score", "gap")}
-        cells.append({**means, "layer_speedup": speed} if len(reached) == len(rows) else None)
-    means = {what: _mean_number([row[what] for row in rows]) for what in ("full_depth", "area")}
-    return {**{what: rows[0][what] for what in ("name", "kind", "criterion")}, **means, "cells": cells}
-
-
-def _mean_number(numbers: Sequence[Json | None]) -> Json | None:
-    """Mean of numbers of different tasks; None where one lacks."""
-    known = [number for number in numbers if number is not None]
-    if len(known) < len(numbers) or not known:
-        return None
-    errors = [standard_error(number["interval"]) for number in known]
-    mean, error = mean_of_independent([number["mean"] for number in known], errors)
-    return {"mean": mean, "se": None, "interval": [mean - 1.959964 * error, mean + 1.959964 * error]}
+def _union(suite: Suite, union: Sequence[str], compared: Mapping[str, Sequence[Json]]) -> Json:
+    """The table of a union, from the seeds that every row has: rows of other seeds would not be of the same luck."""
+    entries = [{one["entry"] for one in compared[task]} for task in union]
+    shared = set.intersection(*entries)
+    mine = {task: [one for one in compared[task] if one["entry"] in shared] for task in union}
+    seeds = set.intersection(*({o["seed"] for o in ones if o["entry"] == e} for ones in mine.values() for e in shared))
+    kept = {task: [one for one in ones if one["seed"] in seeds] for task, ones in mine.items()}
+    tables = [_rows(suite, task, ones) for task, ones in kept.items()]
+    against = _against(_whole(suite, kept[union[0]]))
+    return {"tasks": list(union), "seeds": sorted(seeds), "against": against, "rows": over_tasks(tables)}
 
 
 def _named(result: Mapping[str, Any], name: str) -> Json | None:
