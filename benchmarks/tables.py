@@ -311,7 +311,7 @@ def _gained(cell: Result | None, name: str) -> str:
 def _rows_of(cell: Result) -> str:
     if "train_rows" in cell:
         return f"{cell['train_rows']:,}"
-    alone = ", then exits alone" if cell["recipe"] == "de3bert-alone" else ""
+    alone = ", then exits alone" if cell.get("recipe") == "de3bert-alone" else ""
     return f"as in the suite{alone}, seed {cell['seed']}"
 
 

@@ -304,8 +304,9 @@ def test_the_page_says_what_means_over_tasks_are_of(numbers: dict[str, Any]) -> 
     section = as_markdown(changed).partition("### Mean over toy, twin")[2].partition("###")[0]
     line = next(one for one in section.splitlines() if one.startswith("| energy |"))
     assert line.count("at 2.6x") == 1
-    assert "seed 0 of every row" in section
-    assert "f1 (toy), f1 (twin) x 100" in section
+    assert section.lstrip().startswith("f1 x 100, seed 0 of every row")
+    changed["tasks"][1]["metric"] = "matthews"
+    assert "f1 (toy), matthews (twin) x 100" in as_markdown(changed)
 
 
 def test_the_oracle_is_best(numbers: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ The same numbers always give the same page.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from offramp.bench.significance import LEVEL
@@ -48,12 +48,10 @@ def _union(union: Mapping[str, Any], numbers: Mapping[str, Any]) -> list[str]:
     targets = numbers["targets"]
     heads = " | ".join(f"{target:g}x" for target in targets)
     gap_heads = " | ".join(f"won at {target:g}x" for target in targets)
-    metrics = {task["task"]: task["metric"] for task in numbers["tasks"]}
-    what = ", ".join(f"{metrics[task]} ({task})" for task in union["tasks"])
     lines = [
         f"### Mean over {', '.join(union['tasks'])}",
         "",
-        f"{what} x 100, seed {', '.join(map(str, union['seeds']))} of every row. In the last columns points won or "
+        f"{_metrics(union['tasks'], numbers)} x 100, seed {', '.join(map(str, union['seeds']))} of every row. In the last columns points won or "
         f"lost against {_reference(union['against'])} on the same trained model (paired; 95 % intervals over dev rows "
         f"of these tasks), bold where clear of zero at {LEVEL:.0%} after Holm's correction over this table.",
         "",
@@ -68,6 +66,17 @@ def _union(union: Mapping[str, Any], numbers: Mapping[str, Any]) -> list[str]:
         full = "" if row["kind"] in ("entropy", "static") else _mean(row["full_depth"])
         lines.append(f"| {row['name']} | {row['criterion']} | {full} | {scores} | {_mean(row['area'])} | {gaps} |")
     return lines
+
+
+def _metrics(names: Sequence[str], numbers: Mapping[str, Any]) -> str:
+    """Each metric, with the tasks it is of where there are several."""
+    by_metric: dict[str, list[str]] = {}
+    for task in numbers["tasks"]:
+        if task["task"] in names:
+            by_metric.setdefault(task["metric"], []).append(task["task"])
+    if len(by_metric) == 1:
+        return next(iter(by_metric))
+    return ", ".join(f"{metric} ({', '.join(tasks)})" for metric, tasks in by_metric.items())
 
 
 def _score_of(row: Mapping[str, Any], cell: Mapping[str, Any] | None, target: float) -> str:
