@@ -48,12 +48,13 @@ def _union(union: Mapping[str, Any], numbers: Mapping[str, Any]) -> list[str]:
     targets = numbers["targets"]
     heads = " | ".join(f"{target:g}x" for target in targets)
     gap_heads = " | ".join(f"won at {target:g}x" for target in targets)
+    seeds = ", ".join(map(str, union["seeds"]))
     lines = [
         f"### Mean over {', '.join(union['tasks'])}",
         "",
-        f"{_metrics(union['tasks'], numbers)} x 100, seed {', '.join(map(str, union['seeds']))} of every row. In the last columns points won or "
-        f"lost against {_reference(union['against'])} on the same trained model (paired; 95 % intervals over dev rows "
-        f"of these tasks), bold where clear of zero at {LEVEL:.0%} after Holm's correction over this table.",
+        f"{_metrics(union['tasks'], numbers)} x 100, seed {seeds} of every row. In the last columns points won or lost "
+        f"against {_reference(union['against'])} on the same trained model (paired; 95 % intervals over dev rows of "
+        f"these tasks), bold where clear of zero at {LEVEL:.0%} after Holm's correction over this table.",
         "",
         f"| | leaves by | full depth | {heads} | area | {gap_heads} |",
         "|---|---|---|" + "---|" * (2 * len(targets) + 1),

@@ -32,7 +32,8 @@ There is no public code, and no public text gives the temperature, the split, th
   and fixed weights, training is PABEE's.
 - Classification with one label a text only.
 - Not what it should be: the last exit ends more than half a point below PABEE's, with learned and with fixed weights,
-  on sst2 less so with later teachers only (docs/comparison.md, rows `leebert`, `leebert-fixed` and `leebert-later`).
+  on sst2 less so with later teachers only, with a quarter of the weight of other exits, and with deep exits counting
+  more (docs/comparison.md, rows `leebert` to `leebert-depth`).
   The paper says the opposite, and no code shows how.
 """
 
