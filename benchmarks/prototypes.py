@@ -83,6 +83,9 @@ class Variant:
     classifier: bool = False
     """Early exits' classifiers are trained again, as the prototypical network is: does distance help, or a second and
     better trained reading of the same vector?"""
+    pooler: str = ""
+    """Classifiers are trained again with a pooler (a layer and tanh) of their own; the prototypical network reads what
+    goes into it (before) or what comes out (after)."""
     classes: int = 0
     """Above 0: the classes are dealt at random into problems of so many, each with classifiers, network and prototypes
     of its own, which take as many steps as all classes together would; a text is judged among those of its problem."""
@@ -129,6 +132,10 @@ VARIANTS: dict[str, Variant] = {
     "classifiers trained again": Variant(classifier=True),
     "classifiers trained again, softmax": Variant(classifier=True, form="softmax"),
     "classifiers trained again, 50 epochs": Variant(classifier=True, epochs=50),
+    "classifiers with a pooler, network before it": Variant(pooler="before"),
+    "classifiers with a pooler, network after it": Variant(pooler="after"),
+    "classifiers with a pooler, means before it": Variant(pooler="before", network="identity", means="train"),
+    "classifiers with a pooler, means after it": Variant(pooler="after", network="identity", means="train"),
     **{f"{k} classes": Variant(classifier=True, classes=k) for k in (2, 5, 10, 20, 38)},
     "no network, geometric": Variant(network="identity", means="train", epochs=0, rule={"fusion": "geometric"}),
     "no network, temperature": Variant(network="identity", means="train", epochs=0, temperature=True),
@@ -319,25 +326,42 @@ def _whitening(within: Tensor, shrinkage: float) -> Tensor:
     return result
 
 
-def _retrained(variant: Variant, learn: Features, judge: Features, seed: int) -> Floats:
-    """Logits [E, N, C] of classifiers trained on the frozen features; the last exit keeps its own."""
-    found = []
-    for exit_ in range(len(judge.pooled)):
-        torch.manual_seed(seed + exit_)
-        x, y = torch.from_numpy(learn.pooled[exit_]), torch.from_numpy(learn.labels)
-        layer = nn.Linear(x.shape[1], judge.logits.shape[-1])
-        optimiser = torch.optim.AdamW(layer.parameters(), lr=LEARNING_RATE)
-        steps = variant.epochs * -(-len(x) // BATCH)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, total_iters=steps)
-        for _ in range(variant.epochs):
-            for rows in torch.split(torch.randperm(len(x)), BATCH):
-                optimiser.zero_grad()
-                nn.functional.cross_entropy(layer(x[rows]), y[rows]).backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                schedule.step()
-        with torch.inference_mode():
-            found.append(layer(torch.from_numpy(judge.pooled[exit_])).numpy())
-    return np.concatenate([np.stack(found), judge.logits[-1:]])
+def _retrained(variant: Variant, learn: Features, classes: int, seed: int) -> list[nn.Sequential]:
+    """For each early exit a pooler (or nothing) and a classifier, trained on the frozen features."""
+    return [
+        _classifier(variant, torch.from_numpy(pooled), torch.from_numpy(learn.labels), classes, seed + exit_)
+        for exit_, pooled in enumerate(learn.pooled)
+    ]
+
+
+def _classifier(variant: Variant, x: Tensor, y: Tensor, classes: int, seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    size = x.shape[1]
+    pooler = nn.Sequential(nn.Linear(size, size), nn.Tanh()) if variant.pooler else nn.Identity()
+    whole = nn.Sequential(pooler, nn.Linear(size, classes))
+    optimiser = torch.optim.AdamW(whole.parameters(), lr=LEARNING_RATE)
+    steps = variant.epochs * -(-len(x) // BATCH)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, total_iters=steps)
+    for _ in range(variant.epochs):
+        for rows in torch.split(torch.randperm(len(x)), BATCH):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(whole(x[rows]), y[rows]).backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            schedule.step()
+    return whole
+
+
+@torch.inference_mode()
+def _said(trained: Sequence[nn.Sequential], features: Features) -> Features:
+    """The rows with what these classifiers say of them; the last exit keeps its own."""
+    found = [one(torch.from_numpy(pooled)).numpy() for one, pooled in zip(trained, features.pooled, strict=True)]
+    return replace(features, logits=np.concatenate([np.stack(found), features.logits[-1:]]))
+
+
+@torch.inference_mode()
+def _after_poolers(trained: Sequence[nn.Sequential], features: Features) -> Features:
+    found = [one[0](torch.from_numpy(pooled)).numpy() for one, pooled in zip(trained, features.pooled, strict=True)]
+    return replace(features, pooled=np.stack(found))
 
 
 # From distances to a verdict
@@ -388,8 +412,12 @@ def _with_distances(
     variant: Variant, learn: Features, held: Features, judge: Features, seed: int
 ) -> tuple[Features, Floats]:
     """The rows that judge, their logits learned again where that is the variant; and their distances."""
-    far = distances(variant, learn, held, judge, seed)
-    return (replace(judge, logits=_retrained(variant, learn, judge, seed)) if variant.classifier else judge), far
+    if variant.classifier or variant.pooler:
+        trained = _retrained(variant, learn, judge.logits.shape[-1], seed)
+        judge = _said(trained, judge)
+        if variant.pooler == "after":
+            learn, held, judge = (_after_poolers(trained, features) for features in (learn, held, judge))
+    return judge, distances(variant, learn, held, judge, seed)
 
 
 def _in_problems(
