@@ -63,10 +63,10 @@ public text gives them. Which choice is whose:
 | last exit | ours | the model's own head | `--last_exit` model, head |
 
 Afterwards exits and prototypes learn 20 epochs more (of many rows fewer), alone, on the frozen encoder
-(`--exit-epochs`; docs/training.md says why). No paper does that or lets exits weigh tokens; the comparison does without
-both, but for rows that say so. On models trained so, leaving on entropy was better than on EDR, if anything; with many
-classes and exits that learned with the encoder only (`--exit-epochs 0`) EDR was ahead (docs/research/de3bert.md). So
-hold both against each other with `offramp compare`.
+(`--exit-epochs`; docs/training.md says why). The paper, as far as is known, does neither that nor lets exits weigh
+tokens; the comparison does without both, but for rows that say so. On models trained so, leaving on entropy was
+better than on EDR, if anything; with many classes and exits that learned with the encoder only (`--exit-epochs 0`)
+EDR was ahead (docs/research/de3bert.md). So hold both against each other with `offramp compare`.
 
 Prototypes move once per optimiser step by the class sums and counts of all its rows: k micro-batches or k processes
 give what one batch gives.
