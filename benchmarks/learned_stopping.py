@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.bench.provenance import provenance, write_result
-from offramp.bench.significance import holm, mean_of_independent, two_sided
+from offramp.bench.significance import LEVEL, holm, mean_of_independent, two_sided
 from offramp.bench.suite_results import DONE, Results
 from offramp.calibration.compare import compare, usual_rules
 from offramp.errors import DataError
@@ -33,7 +33,6 @@ RESULT = ROOT / "benchmarks" / "results" / "learned_stopping.json"
 OURS = "learned_stopping"
 TARGETS = (1.5, 2.0, 3.0)
 SPLITS, RESAMPLES = 10, 1000
-LEVEL = 0.05
 Floats = NDArray[np.float64]
 UNPUBLISHED = ("static", "nearest_prototype", "edr (lam 1)")
 """No rule at all, one of ours, a setting that row ``edr`` has among its own: they would only thin the correction."""

@@ -30,6 +30,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from offramp.bench.provenance import provenance, write_result
+from offramp.bench.significance import standard_error
 from offramp.calibration.compare import compare
 from offramp.calibration.temperature import fit_temperatures
 from offramp.cli.common import quiet_transformers
@@ -454,8 +455,8 @@ def _gap(cell: Mapping[str, Any] | None) -> list[float] | None:
     """Mean and standard error of the difference to entropy."""
     if cell is None:
         return None
-    low, high = cell["against_baseline"]["interval"]
-    return [cell["against_baseline"]["mean"], (high - low) / 3.92]
+    gap = cell["against_baseline"]
+    return [gap["mean"], standard_error(gap["interval"])]
 
 
 def _auroc(trace: Trace, variant: Variant) -> dict[str, list[float]]:

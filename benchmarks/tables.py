@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.bench.significance import LEVEL
+from offramp.bench.suite_page import faster
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -311,7 +312,7 @@ def _gained(cell: Result | None, name: str) -> str:
 def _rows_of(cell: Result) -> str:
     if "train_rows" in cell:
         return f"{cell['train_rows']:,}"
-    alone = ", then exits alone" if cell.get("recipe") == "de3bert-alone" else ""
+    alone = ", then exits alone" if cell["recipe"] == "de3bert-alone" else ""
     return f"as in the suite{alone}, seed {cell['seed']}"
 
 
@@ -918,8 +919,7 @@ def _at_the_middle(row: Result) -> float:
 def _method_cell(cell: Result | None, target: float) -> str:
     if cell is None:
         return "not reached"
-    faster = f" at {cell['layer_speedup']:.1f}x" if cell["layer_speedup"] > 1.03 * target else ""
-    score, gap = f"{100 * cell['score']['mean']:.1f}{faster}", cell["gap"]
+    score, gap = f"{100 * cell['score']['mean']:.1f}{faster(cell, target)}", cell["gap"]
     if gap is None or "corrected" not in gap:
         return score
     low, high = gap["interval"]

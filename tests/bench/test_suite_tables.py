@@ -278,6 +278,16 @@ def test_seeds_of_other_rows_are_refused(kept: Results, tmp_path: Path) -> None:
         compute(suite, mine, other)
 
 
+def test_tasks_with_nothing_in_common_have_no_mean(kept: Results) -> None:
+    """Cells come one by one: for a time a task may have other recipes than the next, or other seeds."""
+    suite, cells = kept.read()
+    toy, twin = ([cell for cell in cells if cell["task"] == task] for task in ("toy", "twin"))
+    other_recipes = [c for c in toy if c["recipe"] == "de3bert"] + [c for c in twin if c["recipe"] == "joint"]
+    other_seeds = [c for c in toy if (c["recipe"], c["seed"]) == ("joint", 1)] + other_recipes[-1:]
+    for some in (other_recipes, other_seeds):
+        assert compute(suite, some, kept)["unions"] == []
+
+
 def test_gaps_over_tasks_are_corrected(numbers: dict[str, Any]) -> None:
     [union] = numbers["unions"]
     gaps = [cell["gap"] for one in union["rows"] for cell in one["cells"] if cell and cell["gap"]]

@@ -13,7 +13,7 @@ from offramp.bench.significance import LEVEL
 from offramp.bench.suite_plots import figures
 from offramp.errors import OfframpError
 
-__all__ = ["as_markdown", "replace_block"]
+__all__ = ["as_markdown", "faster", "replace_block"]
 
 
 def as_markdown(
@@ -83,10 +83,10 @@ def _metrics(names: Sequence[str], numbers: Mapping[str, Any]) -> str:
 def _score_of(row: Mapping[str, Any], cell: Mapping[str, Any] | None, target: float) -> str:
     if row["kind"] == "plain":
         return ""
-    return _mean(cell["score"]) + _faster(cell, target) if cell else _lacking(row)
+    return _mean(cell["score"]) + faster(cell, target) if cell else _lacking(row)
 
 
-def _faster(cell: Mapping[str, Any], target: float) -> str:
+def faster(cell: Mapping[str, Any], target: float) -> str:
     """The speed-up where more layers than the budget's were worth nothing."""
     return f" at {cell['layer_speedup']:.1f}x" if cell["layer_speedup"] > 1.03 * target else ""
 
@@ -153,7 +153,7 @@ def _shown(row: Mapping[str, Any], place: int, target: float) -> str:
         best = row["curve"][0]
         return "" if place else f"{_text(best['score'])} at {best['layer_speedup']:.1f}x"
     cell = row["cells"][place]
-    return _lacking(row) if cell is None else _text(cell["score"]) + _faster(cell, target)
+    return _lacking(row) if cell is None else _text(cell["score"]) + faster(cell, target)
 
 
 def _text(number: Mapping[str, Any] | None) -> str:

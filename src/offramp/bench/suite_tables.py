@@ -56,7 +56,7 @@ def compute(
             exits     static exits of the baseline: {layer, layer_speedup, score}
             not_run   {recipe, seeds, reason}
 
-        and ``unions`` has {tasks, seeds, against, rows} for each union whose tasks all ran, a row being {name, kind,
+        and ``unions`` has {tasks, seeds, against, rows} for each union whose tasks ran alike, a row being {name, kind,
         criterion, full_depth, area, cells}, of the rows that all of its tasks have: means over tasks, and 95 %
         intervals that take tasks as independent. ``corrected`` in a cell's gap is its p after Holm's correction over
         the table.
@@ -85,7 +85,7 @@ def compute(
         "trained_at": sorted({cell["commit"] or "no commit" for cell in done}),
         "trained_with": _versions(done),
         "tasks": _rounded(tasks),
-        "unions": _rounded([_union(suite, union, compared) for union in suite.unions if _ran(union, compared)]),
+        "unions": _rounded(_unions(suite, compared)),
         **provenance(seeds=sorted({cell["seed"] for cell in done})),
     }
 
@@ -386,20 +386,27 @@ def _number(values: Sequence[float], samples: Sequence[NDArray[np.float64]]) -> 
 # Over tasks
 
 
-def _ran(union: Sequence[str], compared: Mapping[str, Sequence[Json]]) -> bool:
-    return all(compared.get(task) for task in union)
+def _unions(suite: Suite, compared: Mapping[str, Sequence[Json]]) -> list[Json]:
+    """The table of each union whose tasks have something in common."""
+    found = []
+    for union in suite.unions:
+        kept = _in_common([compared.get(task, ()) for task in union])
+        if all(kept):
+            tables = [_rows(suite, task, ones) for task, ones in zip(union, kept, strict=True)]
+            seeds, against = sorted({one["seed"] for one in kept[0]}), _against(_whole(suite, kept[0]))
+            found.append({"tasks": list(union), "seeds": seeds, "against": against, "rows": over_tasks(tables)})
+    return found
 
 
-def _union(suite: Suite, union: Sequence[str], compared: Mapping[str, Sequence[Json]]) -> Json:
-    """The table of a union, from the seeds that every row has: rows of other seeds would not be of the same luck."""
-    entries = [{one["entry"] for one in compared[task]} for task in union]
-    shared = set.intersection(*entries)
-    mine = {task: [one for one in compared[task] if one["entry"] in shared] for task in union}
-    seeds = set.intersection(*({o["seed"] for o in ones if o["entry"] == e} for ones in mine.values() for e in shared))
-    kept = {task: [one for one in ones if one["seed"] in seeds] for task, ones in mine.items()}
-    tables = [_rows(suite, task, ones) for task, ones in kept.items()]
-    against = _against(_whole(suite, kept[union[0]]))
-    return {"tasks": list(union), "seeds": sorted(seeds), "against": against, "rows": over_tasks(tables)}
+def _in_common(tasks: Sequence[Sequence[Json]]) -> list[list[Json]]:
+    """Of each task the results of entries that all of them have, with the seeds that all these entries have.
+
+    Rows of other seeds would not be of the same luck.
+    """
+    entries = set.intersection(*({one["entry"] for one in ones} for ones in tasks))
+    by_entry = [{one["seed"] for one in ones if one["entry"] == entry} for ones in tasks for entry in entries]
+    seeds = set.intersection(*by_entry) if by_entry else set()
+    return [[one for one in ones if one["entry"] in entries and one["seed"] in seeds] for ones in tasks]
 
 
 def _named(result: Mapping[str, Any], name: str) -> Json | None:
